@@ -1,0 +1,118 @@
+"""Every check of the repository, one command each: `nox -s NAME`, `nox -l` lists them.
+
+Each session installs the four packages and its tools from the pinned set of the
+running Python, in one pip command (a second command could move a version again).
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["tests"]
+nox.options.reuse_venv = "yes"
+# `matrix` runs on the interpreters that are there and says which were not.
+nox.options.error_on_missing_interpreters = False
+
+PACKAGES = ["stowax[zstd]", "stowax-flax", "stowax-optax", "stowax-grain"]
+PEER = "orbax-checkpoint"
+TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "matplotlib"]
+PYTHONS = ["3.11", "3.12", "3.13"]
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    # Eight devices in one process, so that sharding is real on any machine.
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    # The tests fork processes; OpenBLAS must not have started its threads by then.
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train on real digits, get killed, resume, and compare bit for bit."""
+    _install(session, *_editable(), PEER, "scikit-learn", "matplotlib")
+    session.run("python", "examples/train_digits.py", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests and doctests; arguments after `--` go to pytest."""
+    _install_tests(session)
+    # Two workers: the suite is sized for two cores, and its groups of processes have
+    # deadlines.  By file: a file's tests share what its fixtures started.  No restart:
+    # a worker that died (a deadlock ends it) fails the run and names its test.
+    parallel = ["-n2", "--dist=loadfile", "--max-worker-restart=0"]
+    session.run("pytest", *parallel, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Formatting and lint, nothing changed."""
+    _install(session, "ruff")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Pyright over the packages' sources."""
+    _install(session, *_editable(), *TEST_TOOLS, "pyright[nodejs]")
+    session.run("pyright", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run the code blocks of README and docs, and follow their links."""
+    _install_tests(session)
+    session.run("pytest", "packages/stowax/tests/test_docs.py", *session.posargs)
+
+
+@nox.session
+def multihost(session: nox.Session) -> None:
+    """Only the tests with several real processes, one test at a time."""
+    _install_tests(session)
+    session.run("pytest", "tests/multihost", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """The tests marked `soak`: the same promises for longer."""
+    _install_tests(session)
+    session.run("pytest", "-m", "soak", *session.posargs, env={"STOWAX_SOAK": "1"})
+
+
+@nox.session(python=PYTHONS)
+def matrix(session: nox.Session) -> None:
+    """All tests on each supported Python that this machine has."""
+    tests(session)
+
+
+def _install_tests(session: nox.Session) -> None:
+    _install(session, *_editable(), PEER, *TEST_TOOLS)
+
+
+def _install(session: nox.Session, *requirements: str) -> None:
+    session.env.update(ENVIRONMENT)
+    session.install("-c", _constraints(session), *requirements)
+
+
+def _constraints(session: nox.Session) -> str:
+    """The pinned set of the session's Python."""
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    python = session.python if isinstance(session.python, str) else running
+    path = Path("constraints", f"python{python}.txt")
+    if not path.exists():
+        session.error(
+            f"Python {python} has no pinned set; supported: {', '.join(PYTHONS)}. "
+            "Run nox with one of these, or add "
+            f"{path} (its neighbours say how)."
+        )
+    return os.fspath(path)
+
+
+def _editable() -> list[str]:
+    """The four packages, so that an edit needs no new install."""
+    return [part for package in PACKAGES for part in ("-e", f"./packages/{package}")]

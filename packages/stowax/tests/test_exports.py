@@ -1,0 +1,112 @@
+"""The public face: what is exported, and under which name it is known."""
+
+import importlib
+import importlib.util
+import inspect
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PACKAGES = Path(__file__).parents[2]
+
+MODULES = [
+    "stowax",
+    "stowax.arrays",
+    "stowax.errors",
+    "stowax.handlers",
+    "stowax.multihost",
+    "stowax.options",
+    "stowax.partial",
+    "stowax.path",
+    "stowax.testing",
+    "stowax.training",
+    "stowax.tree",
+    "stowax_flax",
+    "stowax_grain",
+    "stowax_optax",
+]
+# Public modules that a later release brings; the day they come, they move up.
+PENDING = {"stowax.partial"}
+
+
+def test_pending_modules_are_pending():
+    """A module that exists is checked like the others."""
+    assert [name for name in sorted(PENDING) if _exists(name)] == []
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in PENDING])
+def test_all_is_exactly_the_public_names(name):
+    """`__all__` lists, sorted, what a user may name; nothing public is beside it."""
+    module = importlib.import_module(name)
+    public = {
+        key
+        for key, value in vars(module).items()
+        if not key.startswith("_") and _is_ours(value, module)
+    }
+
+    assert list(module.__all__) == sorted(set(module.__all__))
+    assert public - set(module.__all__) == set()
+    assert [key for key in module.__all__ if not hasattr(module, key)] == []
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in PENDING])
+def test_exports_are_known_by_a_public_name(name):
+    """Tracebacks and documentation show a path that a user can import."""
+    module = importlib.import_module(name)
+
+    for key in module.__all__:
+        value = getattr(module, key)
+        if not _is_defined(value) or not _top(value.__module__).startswith("stowax"):
+            continue
+        known_as = f"{value.__module__}.{value.__qualname__}"
+        assert value.__module__ in MODULES, f"{name}.{key} calls itself {known_as}"
+        home = importlib.import_module(value.__module__)
+        assert getattr(home, value.__qualname__, None) is value, known_as
+        assert value.__qualname__ in home.__all__, known_as
+
+
+@pytest.mark.parametrize("adapter", ["flax", "grain", "optax"])
+def test_adapters_are_registered(adapter):
+    """Each adapter's package names its module in the group where the core looks."""
+    project = _project(f"stowax-{adapter}")
+
+    assert project["entry-points"]["stowax.adapters"] == {adapter: f"stowax_{adapter}"}
+
+
+@pytest.mark.parametrize("adapter", ["flax", "grain", "optax"])
+def test_packages_go_in_lock_step(adapter):
+    """The four packages have one version, and an adapter asks for that of its core."""
+    core, ours = _project("stowax"), _project(f"stowax-{adapter}")
+    major, minor, _ = core["version"].split(".")
+
+    wanted = f"stowax>={major}.{minor},<{major}.{int(minor) + 1}"
+    assert ours["version"] == core["version"]
+    assert ours["requires-python"] == core["requires-python"]
+    assert ours["dependencies"][0] == wanted
+
+
+def _project(package: str) -> dict:
+    path = PACKAGES / package / "pyproject.toml"
+    return tomllib.loads(path.read_text())["project"]
+
+
+def _exists(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _is_defined(value) -> bool:
+    """Whether `value` is a class or a function, which know their module."""
+    return inspect.isclass(value) or inspect.isroutine(value)
+
+
+def _is_ours(value, module) -> bool:
+    """Whether a name bound to `value` in `module` would be taken for its face."""
+    if inspect.ismodule(value):
+        # The door offers its public modules; any other module is just imported.
+        return value.__name__ in MODULES and module.__name__ == "stowax"
+    return _is_defined(value) and value.__module__ == module.__name__
+
+
+def _top(name: str | None) -> str:
+    return (name or "").partition(".")[0]
