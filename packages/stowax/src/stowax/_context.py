@@ -1,0 +1,525 @@
+"""One set of options for every operation in a ``with`` block, and its frozen reading.
+
+A `Context` is what users assign to. A `Settings` is what an operation got when it
+started: plain values, read once at the door and handed down; nothing below the doors
+asks for the active Context.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import operator
+import pathlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeVar, final, overload
+
+from stowax._group import OptionGroup, assign, duplicate, hold, release
+from stowax.errors import UnsupportedOptionError
+from stowax.options import (
+    ARRAY_METADATA_STORE,
+    ArrayOptions,
+    AsyncOptions,
+    AtomicityMode,
+    AtomicityOptions,
+    CheckpointablesOptions,
+    CheckpointLayout,
+    DeletionOptions,
+    FileOptions,
+    IntegrityOptions,
+    MemoryOptions,
+    MultiprocessingOptions,
+    PathwaysOptions,
+    PyTreeOptions,
+    SafetensorsOptions,
+)
+from stowax.tree import PyTreeKeyPath
+
+__all__ = ["Context"]
+
+GroupT = TypeVar("GroupT", bound=OptionGroup)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """One option that an operation must not pass over in silence."""
+
+    option: str
+    """Where it is assigned, ``Context.array.saving.use_ocdbt``."""
+
+    reason: str
+    """What was found and what to do, to follow the option's name."""
+
+    saving_only: bool
+    """Whether loading is the same for every value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What an operation needs to know of its Context, for as long as it runs."""
+
+    verify: bool = True
+    """Whether loaded bytes are compared with their checksums."""
+
+    partial_load: bool = False
+    """Whether the abstract state may leave out parts of the stored tree."""
+
+    enable_padding_and_truncation: bool = False
+    """Whether a wrong shape is padded or cut instead of refused."""
+
+    timeout_secs: float = 1200
+    """Deadline of the whole operation, in seconds from the call."""
+
+    post_finalization_callback: Callable[[], None] | None = None
+    """Called once a background save is published and durable."""
+
+    path_permission_mode: int | None = None
+    """Permission bits of created directories; None follows the umask."""
+
+    path_class: type = pathlib.Path
+    """Class of the paths that we hand back."""
+
+    store: object | None = None
+    """The store to use; None for the one that the path names."""
+
+    runtime: object | None = None
+    """The runtime to use; None for that of this process."""
+
+    registry: object | None = None
+    """Finds handlers; None for the global registry."""
+
+    handlers: tuple[tuple[str | None, object], ...] = ()
+    """Handlers on top of the registry, the last one first, with the name they serve."""
+
+    layout: CheckpointLayout = CheckpointLayout.ORBAX
+    """Which kind of checkpoint is loaded."""
+
+    write_concurrent_bytes: int | None = None
+    """Bytes in flight to the store; None for no limit."""
+
+    read_concurrent_bytes: int | None = None
+    """Bytes in flight from the store; None for no limit."""
+
+    transfer_concurrent_bytes: int | None = None
+    """Bytes in flight from devices to the host; None for no limit."""
+
+    is_prioritized_key_fn: Callable[[PyTreeKeyPath], bool] | None = None
+    """Which leaves to transfer first."""
+
+    deepcopy_host_arrays: bool = True
+    """Whether host arrays are copied before a background save begins."""
+
+    barrier_prefix: str = ""
+    """Prefix of every barrier name."""
+
+    refusals: tuple[Refusal, ...] = ()
+    """Options that ask for more than is built; see `check_supported`."""
+
+
+def current_settings() -> Settings:
+    """Reads the active Context; read once, at the door of each operation."""
+    return current_context().settings()
+
+
+def current_context() -> Context:
+    """Answers with the innermost active Context, or a new one with the defaults."""
+    stack = _ACTIVE.get()
+    return stack[-1] if stack else Context()
+
+
+def check_supported(settings: Settings, *, saving: bool = True) -> None:
+    """Refuses options whose meaning is not built yet.
+
+    Args:
+        settings: What the operation was given.
+        saving: Whether the operation writes; a load ignores what concerns only saves.
+
+    Raises:
+        UnsupportedOptionError: An option would change what is written or returned.
+            Names every such option.
+    """
+    lines = [
+        f"  {refusal.option} {refusal.reason}"
+        for refusal in settings.refusals
+        if saving or not refusal.saving_only
+    ]
+    if lines:
+        raise UnsupportedOptionError(
+            "options that this version cannot follow:\n" + "\n".join(lines)
+        )
+
+
+class _DeprecatedAlias(Generic[GroupT]):
+    """An attribute under the name it used to have."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __set_name__(self, owner: type, alias: str) -> None:
+        self.alias = alias
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: Context, owner: type) -> GroupT: ...
+    def __get__(self, instance: Context | None, owner: type) -> Self | GroupT:
+        if instance is None:
+            return self
+        _warn_renamed(f"Context.{self.alias}", f"Context.{self.name}", stacklevel=3)
+        return getattr(instance, self.name)
+
+
+@final
+@dataclass(init=False, eq=False)
+class Context(OptionGroup):
+    """Options for every operation inside its ``with`` block.
+
+    A new Context starts from the defaults, also inside another one; to inherit, pass
+    the other: ``Context(outer)`` is a copy, and neither sees later assignments to the
+    other. Registries, stores, runtimes and callbacks are shared by copies.
+
+    The innermost active Context counts. It is seen by the coroutines and asyncio tasks
+    started in the block, but not by other threads, which start from the defaults. A
+    Context may be entered again while it is active, also by several threads at once;
+    its options can be assigned to whenever nobody is inside.
+
+    Example:
+        >>> import stowax as ocp
+        >>> context = ocp.Context()
+        >>> context.asynchronous.timeout_secs = 60
+        >>> with context:
+        ...     inner = ocp.Context(context)
+        >>> inner.asynchronous.timeout_secs
+        60
+    """
+
+    pytree: PyTreeOptions
+    """How trees are saved and loaded."""
+
+    array: ArrayOptions
+    """How arrays are saved and loaded."""
+
+    asynchronous: AsyncOptions
+    """How operations run in the background."""
+
+    multiprocessing: MultiprocessingOptions
+    """Which processes take part."""
+
+    file: FileOptions
+    """Where and how files are kept."""
+
+    checkpointables: CheckpointablesOptions
+    """Which handlers save and load checkpointables."""
+
+    pathways: PathwaysOptions
+    """How checkpoints are made under Pathways."""
+
+    checkpoint_layout: CheckpointLayout
+    """Which kind of checkpoint is loaded; may be assigned by its value, ``'auto'``."""
+
+    deletion: DeletionOptions
+    """How checkpoints are deleted."""
+
+    memory: MemoryOptions
+    """How much host memory operations may take."""
+
+    safetensors: SafetensorsOptions
+    """How safetensors files are read."""
+
+    atomicity: AtomicityOptions
+    """How a checkpoint becomes visible."""
+
+    integrity: IntegrityOptions
+    """Whether bytes are compared with their checksums."""
+
+    runtime: object | None
+    """The runtime to use, `stowax.testing` makes some; None for that of the process."""
+
+    def __init__(
+        self,
+        context: Context | None = None,
+        *,
+        pytree: PyTreeOptions | None = None,
+        array: ArrayOptions | None = None,
+        asynchronous: AsyncOptions | None = None,
+        multiprocessing: MultiprocessingOptions | None = None,
+        file: FileOptions | None = None,
+        checkpointables: CheckpointablesOptions | None = None,
+        pathways: PathwaysOptions | None = None,
+        checkpoint_layout: CheckpointLayout | str | None = None,
+        deletion: DeletionOptions | None = None,
+        memory: MemoryOptions | None = None,
+        safetensors: SafetensorsOptions | None = None,
+        atomicity: AtomicityOptions | None = None,
+        integrity: IntegrityOptions | None = None,
+        runtime: object | None = None,
+        pytree_options: PyTreeOptions | None = None,
+        array_options: ArrayOptions | None = None,
+        async_options: AsyncOptions | None = None,
+        multiprocessing_options: MultiprocessingOptions | None = None,
+        file_options: FileOptions | None = None,
+        checkpointables_options: CheckpointablesOptions | None = None,
+        pathways_options: PathwaysOptions | None = None,
+        deletion_options: DeletionOptions | None = None,
+        memory_options: MemoryOptions | None = None,
+        safetensors_options: SafetensorsOptions | None = None,
+        atomicity_options: AtomicityOptions | None = None,
+    ) -> None:
+        """Makes a Context from the defaults, or from another one.
+
+        Args:
+            context: The Context to copy; None starts from the defaults.
+            pytree: Replaces this group, as do the following; copied.
+            array: See the attribute of the same name.
+            asynchronous: See the attribute of the same name.
+            multiprocessing: See the attribute of the same name.
+            file: See the attribute of the same name.
+            checkpointables: See the attribute of the same name.
+            pathways: See the attribute of the same name.
+            checkpoint_layout: See the attribute of the same name.
+            deletion: See the attribute of the same name.
+            memory: See the attribute of the same name.
+            safetensors: See the attribute of the same name.
+            atomicity: See the attribute of the same name.
+            integrity: See the attribute of the same name.
+            runtime: The door for `stowax.testing`: what simulates a process.
+            pytree_options: Deprecated name of `pytree`; so are the following.
+            array_options: Deprecated name of `array`.
+            async_options: Deprecated name of `asynchronous`.
+            multiprocessing_options: Deprecated name of `multiprocessing`.
+            file_options: Deprecated name of `file`.
+            checkpointables_options: Deprecated name of `checkpointables`.
+            pathways_options: Deprecated name of `pathways`.
+            deletion_options: Deprecated name of `deletion`.
+            memory_options: Deprecated name of `memory`.
+            safetensors_options: Deprecated name of `safetensors`.
+            atomicity_options: Deprecated name of `atomicity`.
+        """
+        given = {
+            "pytree": pytree,
+            "array": array,
+            "asynchronous": asynchronous,
+            "multiprocessing": multiprocessing,
+            "file": file,
+            "checkpointables": checkpointables,
+            "pathways": pathways,
+            "checkpoint_layout": checkpoint_layout,
+            "deletion": deletion,
+            "memory": memory,
+            "safetensors": safetensors,
+            "atomicity": atomicity,
+            "integrity": integrity,
+            "runtime": runtime,
+        }
+        renamed = {
+            "pytree_options": pytree_options,
+            "array_options": array_options,
+            "async_options": async_options,
+            "multiprocessing_options": multiprocessing_options,
+            "file_options": file_options,
+            "checkpointables_options": checkpointables_options,
+            "pathways_options": pathways_options,
+            "deletion_options": deletion_options,
+            "memory_options": memory_options,
+            "safetensors_options": safetensors_options,
+            "atomicity_options": atomicity_options,
+        }
+        for alias, value in renamed.items():
+            if value is None:
+                continue
+            name = _ALIASES[alias]
+            if given[name] is not None:
+                raise TypeError(f"Context got both {name}= and {alias}=")
+            _warn_renamed(f"Context({alias}=...)", f"Context({name}=...)", stacklevel=3)
+            given[name] = value
+        for name, default in _DEFAULTS.items():
+            value = given[name]
+            if value is None:
+                value = default() if context is None else getattr(context, name)
+            setattr(self, name, value)
+
+    pytree_options = _DeprecatedAlias[PyTreeOptions]("pytree")
+    array_options = _DeprecatedAlias[ArrayOptions]("array")
+    async_options = _DeprecatedAlias[AsyncOptions]("asynchronous")
+    multiprocessing_options = _DeprecatedAlias[MultiprocessingOptions](
+        "multiprocessing"
+    )
+    file_options = _DeprecatedAlias[FileOptions]("file")
+    checkpointables_options = _DeprecatedAlias[CheckpointablesOptions](
+        "checkpointables"
+    )
+    pathways_options = _DeprecatedAlias[PathwaysOptions]("pathways")
+    deletion_options = _DeprecatedAlias[DeletionOptions]("deletion")
+    memory_options = _DeprecatedAlias[MemoryOptions]("memory")
+    safetensors_options = _DeprecatedAlias[SafetensorsOptions]("safetensors")
+    atomicity_options = _DeprecatedAlias[AtomicityOptions]("atomicity")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _ALIASES:
+            _warn_renamed(f"Context.{name}", f"Context.{_ALIASES[name]}", stacklevel=3)
+            name = _ALIASES[name]
+        kind = _DEFAULTS.get(name)
+        if name == "checkpoint_layout":
+            value = CheckpointLayout(value)
+        elif isinstance(kind, type):
+            if not isinstance(value, kind):
+                raise TypeError(
+                    f"Context.{name} must be options.{kind.__qualname__}, "
+                    f"found {type(value).__qualname__}"
+                )
+            value = duplicate(value)
+        assign(self, name, value, stacklevel=3)
+
+    def __enter__(self) -> Self:
+        hold(self)
+        _ACTIVE.set((*_ACTIVE.get(), self))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        stack = _ACTIVE.get()
+        # Interleaved generators may leave their blocks out of order.
+        for index in reversed(range(len(stack))):
+            if stack[index] is self:
+                _ACTIVE.set(stack[:index] + stack[index + 1 :])
+                break
+        release(self)
+
+    def settings(self) -> Settings:
+        """Reads all options, as values that later assignments cannot change."""
+        return Settings(
+            verify=self.integrity.verify,
+            partial_load=self.pytree.loading.partial_load,
+            enable_padding_and_truncation=(
+                self.array.loading.enable_padding_and_truncation
+            ),
+            timeout_secs=self.asynchronous.timeout_secs,
+            post_finalization_callback=self.asynchronous.post_finalization_callback,
+            path_permission_mode=self.file.path_permission_mode,
+            path_class=self.file.path_class,
+            store=self.file.store,
+            runtime=self.runtime,
+            registry=self.checkpointables.registry,
+            handlers=tuple(self.checkpointables.handlers),
+            layout=self.checkpoint_layout,
+            write_concurrent_bytes=self.memory.write_concurrent_bytes,
+            read_concurrent_bytes=self.memory.read_concurrent_bytes,
+            transfer_concurrent_bytes=self.memory.transfer_concurrent_bytes,
+            is_prioritized_key_fn=self.memory.is_prioritized_key_fn,
+            deepcopy_host_arrays=self.memory.deepcopy_host_arrays,
+            barrier_prefix=self.multiprocessing.barrier_sync_key_prefix or "",
+            refusals=_refusals(self),
+        )
+
+
+Context.__module__ = "stowax"
+
+_ACTIVE: Final[contextvars.ContextVar[tuple[Context, ...]]] = contextvars.ContextVar(
+    "stowax_active_contexts", default=()
+)
+
+_DEFAULTS: Final[dict[str, Callable[[], object]]] = {
+    "pytree": PyTreeOptions,
+    "array": ArrayOptions,
+    "asynchronous": AsyncOptions,
+    "multiprocessing": MultiprocessingOptions,
+    "file": FileOptions,
+    "checkpointables": CheckpointablesOptions,
+    "pathways": PathwaysOptions,
+    "checkpoint_layout": lambda: CheckpointLayout.ORBAX,
+    "deletion": DeletionOptions,
+    "memory": MemoryOptions,
+    "safetensors": SafetensorsOptions,
+    "atomicity": AtomicityOptions,
+    "integrity": IntegrityOptions,
+    "runtime": lambda: None,
+}
+
+_ALIASES: Final = {
+    alias: value.name
+    for alias, value in vars(Context).items()
+    if isinstance(value, _DeprecatedAlias)
+}
+
+
+def _warn_renamed(old: str, new: str, *, stacklevel: int) -> None:
+    message = f"{old} is deprecated: use {new}"
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Limit:
+    """The values of one option that this version can follow."""
+
+    option: str
+    accepted: tuple[object, ...] = field(default=(None,))
+    saving_only: bool = True
+
+
+# What would change what is written, or returned, and is not built yet. A row goes when
+# its option gets its meaning and, if need be, its field in `Settings`.
+_LIMITS: Final = (
+    _Limit(option="array.saving.use_ocdbt", accepted=(True,)),
+    _Limit(option="array.saving.use_zarr3", accepted=(True,)),
+    _Limit(option="array.saving.storage_options.dtype"),
+    _Limit(option="array.saving.storage_options.chunk_byte_size"),
+    _Limit(option="array.saving.storage_options.shard_axes"),
+    _Limit(option="array.saving.scoped_storage_options_creator"),
+    _Limit(option="array.saving.enable_write_sharding_file", accepted=(True,)),
+    _Limit(
+        option="array.saving.array_metadata_store", accepted=(ARRAY_METADATA_STORE,)
+    ),
+    _Limit(
+        option="pytree.saving.pytree_metadata_options.support_rich_types",
+        accepted=(False,),
+    ),
+    _Limit(
+        option="atomicity.mode",
+        accepted=(AtomicityMode.AUTO, AtomicityMode.ATOMIC_RENAME),
+    ),
+    _Limit(option="memory.serialization_status_callback"),
+    _Limit(option="file.path_permission_mode"),
+    _Limit(
+        option="array.loading.enable_padding_and_truncation",
+        accepted=(False,),
+        saving_only=False,
+    ),
+    _Limit(
+        option="array.loading.raise_array_data_missing_error",
+        accepted=(True,),
+        saving_only=False,
+    ),
+    _Limit(
+        option="checkpoint_layout",
+        accepted=(CheckpointLayout.ORBAX, CheckpointLayout.AUTO),
+        saving_only=False,
+    ),
+    _Limit(option="multiprocessing.primary_host", accepted=(0,), saving_only=False),
+    _Limit(option="multiprocessing.active_processes", saving_only=False),
+    _Limit(option="pathways.checkpointing_impl", saving_only=False),
+)
+
+
+def _refusals(context: Context) -> tuple[Refusal, ...]:
+    refusals: list[Refusal] = []
+    for limit in _LIMITS:
+        found = operator.attrgetter(limit.option)(context)
+        # None by identity: `numpy.dtype("float64") == None` is true.
+        if not any(
+            found is value or (value is not None and found == value)
+            for value in limit.accepted
+        ):
+            accepted = " or ".join(map(repr, limit.accepted))
+            refusal = Refusal(
+                option=f"Context.{limit.option}",
+                reason=f"is {found!r}; leave it at {accepted}",
+                saving_only=limit.saving_only,
+            )
+            refusals.append(refusal)
+    return tuple(refusals)

@@ -1,0 +1,170 @@
+"""What can go wrong, in the caller's words.
+
+Every error of this library derives from `StowaxError` and from the built-in exception
+that a caller would expect for the same situation, so that neither has to be known to
+handle the other:
+
+    StowaxError
+    ├── CheckpointExistsError        (ValueError, FileExistsError)
+    │   └── StepAlreadyExistsError
+    ├── CheckpointNotFoundError      (FileNotFoundError)
+    │   └── StepNotFoundError
+    ├── CheckpointableNotFoundError  (KeyError)
+    ├── InvalidLayoutError           (ValueError)
+    ├── InvalidNameError             (ValueError)
+    ├── TreeError                    (ValueError)
+    │   ├── KeyPathCollisionError
+    │   ├── UnsupportedLeafError     (TypeError)
+    │   └── TreeMismatchError
+    ├── CorruptCheckpointError       (ValueError)
+    ├── HandlerError                 (ValueError)
+    ├── SaveError                    (RuntimeError)
+    │   └── BackgroundSaveError
+    ├── ProcessesError               (RuntimeError)
+    │   ├── PeerFailedError
+    │   └── DeadlineError            (TimeoutError)
+    ├── ContextInUseError            (RuntimeError)
+    ├── RunningLoopError             (RuntimeError)
+    └── UnsupportedOptionError       (ValueError)
+
+Messages name the path, the leaf, what was expected and what was found, and propose a
+fix that uses public names only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "BackgroundSaveError",
+    "CheckpointExistsError",
+    "CheckpointNotFoundError",
+    "CheckpointableNotFoundError",
+    "ContextInUseError",
+    "CorruptCheckpointError",
+    "DeadlineError",
+    "HandlerError",
+    "InvalidLayoutError",
+    "InvalidNameError",
+    "KeyPathCollisionError",
+    "PeerFailedError",
+    "ProcessesError",
+    "RunningLoopError",
+    "SaveError",
+    "StepAlreadyExistsError",
+    "StepNotFoundError",
+    "StowaxError",
+    "TreeError",
+    "TreeMismatchError",
+    "UnsupportedLeafError",
+    "UnsupportedOptionError",
+]
+
+
+class StowaxError(Exception):
+    """Root of everything this library raises on purpose.
+
+    Example:
+        >>> import stowax
+        >>> try:
+        ...     stowax.load("/no/such/checkpoint")
+        ... except stowax.errors.StowaxError as error:
+        ...     print(type(error).__name__)
+        CheckpointNotFoundError
+    """
+
+
+class CheckpointExistsError(StowaxError, ValueError, FileExistsError):
+    """Something is already saved at the path, and `overwrite=True` was not given."""
+
+
+class StepAlreadyExistsError(CheckpointExistsError):
+    """The step was saved before, and `overwrite=True` was not given."""
+
+
+class CheckpointNotFoundError(StowaxError, FileNotFoundError):
+    """There is nothing at the path."""
+
+
+class StepNotFoundError(CheckpointNotFoundError):
+    """The directory of steps has no such step."""
+
+
+class CheckpointableNotFoundError(StowaxError, KeyError):
+    """The checkpoint holds no checkpointable of that name."""
+
+    def __str__(self) -> str:
+        # KeyError would show the repr of its argument; ours is a sentence.
+        return Exception.__str__(self)
+
+
+class InvalidLayoutError(StowaxError, ValueError):
+    """The path exists, but is not a complete checkpoint of a known format."""
+
+
+class InvalidNameError(StowaxError, ValueError):
+    """A checkpointable name or a path that no checkpoint can use."""
+
+
+class TreeError(StowaxError, ValueError):
+    """A tree that cannot be saved or loaded as asked."""
+
+
+class KeyPathCollisionError(TreeError):
+    """Two leaves would get one name on disk; nothing was written."""
+
+
+class UnsupportedLeafError(TreeError, TypeError):
+    """A leaf of a kind that a checkpoint cannot hold; nothing was written."""
+
+
+class TreeMismatchError(TreeError):
+    """The abstract state and the checkpoint differ; nothing was loaded.
+
+    Attributes:
+        problems: One line per leaf that does not fit: key path, asked, stored.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+class CorruptCheckpointError(StowaxError, ValueError):
+    """Bytes on disk are not the bytes that were saved."""
+
+
+class HandlerError(StowaxError, ValueError):
+    """No handler can save or load a checkpointable, or one broke its contract."""
+
+
+class SaveError(StowaxError, RuntimeError):
+    """A save did not complete; what was saved before is untouched."""
+
+
+class BackgroundSaveError(SaveError):
+    """An earlier background save failed and nobody had asked for its result."""
+
+
+class ProcessesError(StowaxError, RuntimeError):
+    """The processes of a run could not agree."""
+
+
+class PeerFailedError(ProcessesError):
+    """Another process failed its part of the operation."""
+
+
+class DeadlineError(ProcessesError, TimeoutError):
+    """An operation, or a wait for other processes, took longer than allowed."""
+
+
+class ContextInUseError(StowaxError, RuntimeError):
+    """Options were assigned to while their Context was active."""
+
+
+class RunningLoopError(StowaxError, RuntimeError):
+    """A blocking call was made on the loop that would have to serve it."""
+
+
+class UnsupportedOptionError(StowaxError, ValueError):
+    """An option is set to a value whose meaning is not built yet."""

@@ -1,0 +1,509 @@
+"""The options of a `Context`, group by group.
+
+A group is a plain, assignable object until a `Context` that holds it is entered; from
+then on, and until the last such ``with`` block ends, assignment raises
+`ContextInUseError`, in every thread. Operations read all options once, when they are
+called, so an option assigned later never changes what is already running.
+
+Names and defaults are those of Orbax v1, with these exceptions:
+
+* `FileOptions.path_class` is `pathlib.Path`; Orbax has ``epath.Path``.
+* `CheckpointablesOptions.registry` is None, the global registry as it is when an
+  operation starts; Orbax copies the global registry when the options are made.
+* `ArrayOptions.Saving.array_metadata_store` is a marker for "as usual".
+* `IntegrityOptions`, `FileOptions.store` and `CheckpointablesOptions.handlers` are
+  ours.
+
+An option that would change what is written, but whose meaning is not built yet, is
+refused by the operation that meets it. Hints about speed and memory are accepted and
+followed where the engine has a use for them.
+"""
+
+from __future__ import annotations
+
+import enum
+import pathlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, final
+
+from stowax._group import OptionGroup
+
+if TYPE_CHECKING:
+    import jax.typing
+
+    from stowax.tree import PyTreeKeyPath
+
+__all__ = [
+    "ArrayOptions",
+    "AsyncOptions",
+    "AtomicityMode",
+    "AtomicityOptions",
+    "CheckpointLayout",
+    "CheckpointablesOptions",
+    "DeletionOptions",
+    "FileOptions",
+    "IntegrityOptions",
+    "MemoryOptions",
+    "MultiprocessingOptions",
+    "PathwaysOptions",
+    "PyTreeMetadataOptions",
+    "PyTreeOptions",
+    "SafetensorsOptions",
+]
+
+
+@final
+@dataclass(kw_only=True)
+class AsyncOptions(OptionGroup):
+    """How operations run in the background.
+
+    Example:
+        >>> import stowax as ocp
+        >>> context = ocp.Context()
+        >>> context.asynchronous.timeout_secs = 60
+    """
+
+    timeout_secs: int = 1200
+    """Deadline of a whole save or load, blocking or not, in seconds from the call.
+
+    Every wait for another process shares it; past it, `DeadlineError` is raised on
+    every process and nothing was published.
+    """
+
+    post_finalization_callback: Callable[[], None] | None = None
+    """Called in the background, once a save is published and durable."""
+
+    create_directories_asynchronously: bool = True
+    """A hint: nothing becomes visible under the final path before publish anyway."""
+
+
+class AtomicityMode(enum.StrEnum):
+    """How a checkpoint becomes visible."""
+
+    AUTO = "auto"
+    """What suits the store: an atomic rename on file systems."""
+
+    COMMIT_FILE = "commit_file"
+    """Files in place, then a file that says so. Not built yet: refused."""
+
+    ATOMIC_RENAME = "atomic_rename"
+    """A draft directory beside the final path, renamed when it is durable."""
+
+
+@final
+@dataclass(kw_only=True)
+class AtomicityOptions(OptionGroup):
+    """How a checkpoint becomes visible."""
+
+    mode: AtomicityMode = AtomicityMode.AUTO
+    """The protocol; for us `AUTO` is `ATOMIC_RENAME` on every file system."""
+
+    allow_legacy_atomic_rename: bool = False
+    """A hint for `COMMIT_FILE`, hence without effect."""
+
+
+@final
+@dataclass(kw_only=True)
+class MultiprocessingOptions(OptionGroup):
+    """Which processes take part, and how they meet."""
+
+    primary_host: int | None = 0
+    """Index of the process that publishes. Others than 0 are refused for now."""
+
+    active_processes: set[int] | None = None
+    """Indexes of the processes that call; None for all. A set is refused for now."""
+
+    barrier_sync_key_prefix: str | None = None
+    """Prefix of every barrier name, to tell concurrent operations apart."""
+
+
+@final
+@dataclass(kw_only=True)
+class FileOptions(OptionGroup):
+    """Where and how files are kept.
+
+    Example:
+        >>> import stowax as ocp
+        >>> context = ocp.Context(file=ocp.options.FileOptions())
+        >>> context.file.path_permission_mode = 0o750
+    """
+
+    path_permission_mode: int | None = None
+    """Permission bits of the directories of a checkpoint; None follows the umask."""
+
+    path_class: type = pathlib.Path
+    """Class of the paths that we hand back."""
+
+    skip_sync_file_validations: bool = False
+    """A hint: the checks made before a background save begins are cheap, and stay."""
+
+    # `object`, because the port that it must satisfy lives in a higher layer.
+    store: object | None = None
+    """The store that keeps the checkpoints; None for the one that the path names."""
+
+
+@final
+@dataclass(kw_only=True)
+class PyTreeMetadataOptions(OptionGroup):
+    """How the structure of a tree is described."""
+
+    support_rich_types: bool = False
+    """Whether Orbax too is told of tuples and NamedTuples. True is refused for now.
+
+    Our own manifest always tells tuples from lists and NamedTuples from dicts.
+    """
+
+
+@final
+@dataclass(kw_only=True)
+class PyTreeOptions(OptionGroup):
+    """How trees are saved and loaded.
+
+    Example:
+        >>> import stowax as ocp
+        >>> context = ocp.Context()
+        >>> context.pytree.loading.partial_load = True
+    """
+
+    @final
+    @dataclass(kw_only=True)
+    class Saving(OptionGroup):
+        """How trees are saved."""
+
+        pytree_metadata_options: PyTreeMetadataOptions = field(
+            default_factory=PyTreeMetadataOptions
+        )
+        """How the structure is described."""
+
+    @final
+    @dataclass(kw_only=True)
+    class Loading(OptionGroup):
+        """How trees are loaded."""
+
+        partial_load: bool = False
+        """Whether the abstract state may leave out parts of the stored tree."""
+
+    saving: Saving = field(default_factory=Saving)
+    """How trees are saved."""
+
+    loading: Loading = field(default_factory=Loading)
+    """How trees are loaded."""
+
+
+class _AsUsual(enum.Enum):
+    """Marks a default that Orbax fills with a class of its own."""
+
+    ARRAY_METADATA_STORE = enum.auto()
+
+
+ARRAY_METADATA_STORE: Final = _AsUsual.ARRAY_METADATA_STORE
+
+
+@final
+@dataclass(kw_only=True)
+class ArrayOptions(OptionGroup):
+    """How arrays are saved and loaded.
+
+    Example:
+        >>> import stowax as ocp
+        >>> context = ocp.Context()
+        >>> context.array.loading.enable_padding_and_truncation = True
+    """
+
+    @final
+    @dataclass(kw_only=True)
+    class Saving(OptionGroup):
+        """How arrays are saved."""
+
+        class ScopedStorageOptionsCreator(Protocol):
+            """Chooses the storage options of one leaf."""
+
+            def __call__(
+                self, key: PyTreeKeyPath, value: Any
+            ) -> ArrayOptions.Saving.StorageOptions | None:
+                """Answers with options for the leaf, or None for the general ones."""
+                ...
+
+        @final
+        @dataclass(kw_only=True)
+        class StorageOptions(OptionGroup):
+            """How one array is stored. All of it is refused for now."""
+
+            dtype: jax.typing.DTypeLike | None = None
+            """Dtype to store in; None for the array's own."""
+
+            chunk_byte_size: int | None = None
+            """Upper limit of one chunk, in bytes; None for a chunk per shard."""
+
+            shard_axes: tuple[int, ...] | None = None
+            """Axes to split first when a limit asks for smaller chunks."""
+
+        storage_options: StorageOptions = field(default_factory=StorageOptions)
+        """How arrays are stored, where `scoped_storage_options_creator` is silent."""
+
+        use_ocdbt: bool = True
+        """Whether chunks are found through an OCDBT index. False is refused for now."""
+
+        use_zarr3: bool = True
+        """Whether arrays are described as zarr3. False (zarr2) is refused for now."""
+
+        use_compression: bool = True
+        """Whether chunks may be compressed.
+
+        Allowed, not required: for now chunks are stored uncompressed, each with a
+        checksum, whatever this says.
+        """
+
+        ocdbt_target_data_file_size: int | None = None
+        """A hint: size at which a new data file is begun, in bytes."""
+
+        enable_pinned_host_transfer: bool | None = None
+        """A hint: transfers through pinned memory; None decides by platform."""
+
+        enable_post_merge_validation: bool = True
+        """A hint: whether the written tables are checked before publish."""
+
+        use_replica_parallel: bool | None = None
+        """A hint: whether replicas share the writing of what they all hold."""
+
+        min_slice_bytes_for_replica_parallel: int | None = None
+        """A hint: smallest part, in bytes, worth sharing among replicas."""
+
+        max_replicas_for_replica_parallel: int | None = None
+        """A hint: how many replicas share the writing at most."""
+
+        enable_replica_parallel_separate_folder: bool = False
+        """A hint: our data areas are one per process already."""
+
+        enable_write_sharding_file: bool = True
+        """Whether shardings are recorded. False is refused for now."""
+
+        # `object`, because Orbax's class is Orbax's own.
+        array_metadata_store: object | None = ARRAY_METADATA_STORE
+        """Whether chunk shapes are recorded for Orbax: anything else is refused."""
+
+        scoped_storage_options_creator: ScopedStorageOptionsCreator | None = None
+        """Chooses storage options leaf by leaf. Refused for now."""
+
+    @final
+    @dataclass(kw_only=True)
+    class Loading(OptionGroup):
+        """How arrays are loaded."""
+
+        @final
+        @dataclass(kw_only=True)
+        class LoadAndBroadcastOptions(OptionGroup):
+            """How one replica reads for the others. Hints, all of them."""
+
+            replica_axis_index: int | None = 0
+            """Axis of the mesh along which replicas lie."""
+
+            primary_replica_id: int | None = 0
+            """The replica that reads."""
+
+            broadcast_memory_limit_bytes: int | None = None
+            """Memory for the broadcast, in bytes; None for no limit."""
+
+            broadcast_memory_scaling_factor: float | None = 0.75
+            """Fraction of the free memory that the broadcast may use."""
+
+        enable_padding_and_truncation: bool = False
+        """Whether a wrong shape is padded with zeros or cut, instead of an error."""
+
+        raise_array_data_missing_error: bool = True
+        """Whether missing parts of an array are an error. False (zeros) is refused."""
+
+        use_load_and_broadcast: bool = False
+        """A hint: what is loaded is the same."""
+
+        load_and_broadcast_options: LoadAndBroadcastOptions = field(
+            default_factory=LoadAndBroadcastOptions
+        )
+        """How one replica reads for the others."""
+
+    saving: Saving = field(default_factory=Saving)
+    """How arrays are saved."""
+
+    loading: Loading = field(default_factory=Loading)
+    """How arrays are loaded."""
+
+
+@final
+@dataclass(kw_only=True)
+class CheckpointablesOptions(OptionGroup):
+    """Which handlers save and load checkpointables.
+
+    Example:
+        >>> import stowax as ocp
+        >>> handlers = ocp.options.CheckpointablesOptions.create_with_handlers(
+        ...     config=ocp.handlers.JsonHandler
+        ... )
+        >>> context = ocp.Context(checkpointables=handlers)
+    """
+
+    # `object`, because registries and handlers live in higher layers.
+    registry: object | None = None
+    """Finds handlers; None for the global registry. Copies of the options share it."""
+
+    handlers: tuple[tuple[str | None, object], ...] = ()
+    """Handlers, classes or instances, asked before those of `registry`, the last one
+    first; a name ties one to the checkpointable of that name."""
+
+    @classmethod
+    def create_with_handlers(cls, *handlers: object, **named_handlers: object) -> Self:
+        """Makes options with handlers on top of the global registry.
+
+        Args:
+            *handlers: Handlers, classes or instances, for every checkpointable that
+                they can handle.
+            **named_handlers: Handlers for the checkpointable of that name only.
+        """
+        general = tuple((None, handler) for handler in handlers)
+        return cls(handlers=general + tuple(named_handlers.items()))
+
+
+@final
+@dataclass(kw_only=True)
+class PathwaysOptions(OptionGroup):
+    """How checkpoints are made under Pathways, which we do not support."""
+
+    # `object`, because there is no implementation to name.
+    checkpointing_impl: object | None = None
+    """Anything but None is refused."""
+
+
+@final
+@dataclass(kw_only=True)
+class DeletionOptions(OptionGroup):
+    """How checkpoints are deleted."""
+
+    @final
+    @dataclass(kw_only=True)
+    class GcsDeletionOptions(OptionGroup):
+        """How checkpoints are deleted from Google Cloud Storage."""
+
+        todelete_full_path: str | None = None
+        """Where, in the bucket, to move what is deleted; None deletes it.
+
+        Has no effect on other stores.
+        """
+
+    gcs_deletion_options: GcsDeletionOptions = field(default_factory=GcsDeletionOptions)
+    """How checkpoints are deleted from Google Cloud Storage."""
+
+
+@final
+@dataclass(kw_only=True)
+class MemoryOptions(OptionGroup):
+    """How much host memory operations may take, per process. Hints for now.
+
+    Example:
+        >>> import stowax as ocp
+        >>> context = ocp.Context()
+        >>> context.memory.read_concurrent_bytes = 2**30
+    """
+
+    @final
+    @dataclass(frozen=True, kw_only=True)
+    class RegulatorOptions:
+        """How the transfer limit follows measured memory use. A hint."""
+
+        max_memory_limit_gib: float
+        """Upper end of the limit, in GiB."""
+
+        # `object`, because a profiler is the caller's own.
+        profiler: object
+        """Measures peak host memory during each save."""
+
+        target_ratio: float = 0.80
+        """Fraction of host memory to aim for."""
+
+        min_memory_limit_gib: float = 10.0
+        """Lower end of the limit, in GiB, and where it starts."""
+
+        kp: float = 0.4
+        """Proportional coefficient."""
+
+        ki: float = 0.05
+        """Integral coefficient."""
+
+        kd: float = 0.1
+        """Derivative coefficient."""
+
+        def __post_init__(self) -> None:
+            if self.profiler is None:
+                raise ValueError("RegulatorOptions needs a `profiler`, found None")
+
+    write_concurrent_bytes: int | None = None
+    """Bytes in flight to the store, beyond the staged state; None for no limit."""
+
+    read_concurrent_bytes: int | None = None
+    """Bytes in flight from the store; None for no limit."""
+
+    transfer_concurrent_bytes: int | None = None
+    """Bytes in flight from devices to the host; None for no limit."""
+
+    regulator_options: RegulatorOptions | None = None
+    """How the transfer limit follows measured memory use."""
+
+    expected_surge_bytes: int | float | None = None
+    """Memory that the program is about to need elsewhere, in bytes."""
+
+    is_prioritized_key_fn: Callable[[PyTreeKeyPath], bool] | None = None
+    """Which leaves to transfer first; all are safe once `save_async` has returned."""
+
+    # `object`, because Orbax's protocol is no part of its v1 names.
+    serialization_status_callback: object | None = None
+    """Told of the progress of each leaf. Refused for now."""
+
+    deepcopy_host_arrays: bool = True
+    """Whether host arrays are copied before `save_async` returns.
+
+    With False the caller promises not to change them until the save is done.
+    """
+
+
+@final
+@dataclass(kw_only=True)
+class SafetensorsOptions(OptionGroup):
+    """How safetensors files are read. Hints, all of them."""
+
+    max_over_read_ratio: float | None = None
+    """Bytes read per byte needed when neighbouring reads are joined."""
+
+    read_chunk_bytes: int | None = None
+    """Size of one read, in bytes."""
+
+
+@final
+@dataclass(kw_only=True)
+class IntegrityOptions(OptionGroup):
+    """Whether bytes are compared with their checksums. Ours; Orbax has no such group.
+
+    Example:
+        >>> import stowax as ocp
+        >>> unverified = ocp.Context(
+        ...     integrity=ocp.options.IntegrityOptions(verify=False)
+        ... )
+    """
+
+    verify: bool = True
+    """Whether every byte that is loaded is compared with its checksum.
+
+    False loads a checkpoint that another program edited after it was saved; what
+    is damaged then goes unnoticed.
+    """
+
+
+class CheckpointLayout(enum.Enum):
+    """Which kind of checkpoint is loaded."""
+
+    ORBAX = "orbax"
+    """Ours and Orbax's: the two libraries read each other's checkpoints."""
+
+    SAFETENSORS = "safetensors"
+    """The files of Hugging Face. Not built yet: refused."""
+
+    AUTO = "auto"
+    """Whatever is found at the path; saves write `ORBAX`."""
