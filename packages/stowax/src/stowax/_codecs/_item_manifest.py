@@ -1,0 +1,279 @@
+"""The bytes of our own manifest: a root per item, and a part per writing process.
+
+The root is a sealed JSON document: the skeleton of the tree, the stored leaves in its
+order, a digest of every other document of the item, and one of every part.  A part is
+the chunk table of one process as little-endian columns, so that neither writing nor
+reading walks over chunks in Python:
+
+    bytes 0-7     magic "STOWAXCT"
+    bytes 8-11    u32 format version
+    bytes 12-15   u32 length h of the header
+    h bytes       JSON header: data files with their sizes, rows n, sums m
+    28 n bytes    columns leaf u32, file u32, chunk u64, offset u64, length u64 …
+    …             sum_ends u64[n], sums u32[m]
+    last 4 bytes  CRC-32C of everything before
+
+Pure: bytes in, facts out.  Every size is checked before memory is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stowax._codecs._checksum import crc32c, seal, unseal
+from stowax._keypath import Node, from_json, leaf_name, to_json
+from stowax._manifest import ChunkTable, Digest, LeafEntry
+from stowax.errors import CorruptCheckpointError
+
+FORMAT_VERSION = 1
+
+_MAGIC = b"STOWAXCT"
+_PREFIX = struct.Struct("<8sII")
+_COLUMNS = (
+    ("leaf", "<u4"),
+    ("file", "<u4"),
+    ("chunk", "<u8"),
+    ("offset_bytes", "<u8"),
+    ("length_bytes", "<u8"),
+    ("sum_ends", "<u8"),
+)
+_KINDS = ("jax.Array", "np.ndarray", "scalar", "string")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemRoot:
+    """What the root document of an item says."""
+
+    root: Node
+    leaves: tuple[LeafEntry, ...]
+    documents: Mapping[str, Digest]
+    """Every document of the item that others read, relative to its directory."""
+    parts: Mapping[str, Digest]
+    """Chunk tables, one per writing process, in order of the processes."""
+
+
+def digest(data: bytes) -> Digest:
+    """The digest of a whole document."""
+    return Digest(size_bytes=len(data), crc32c=crc32c(data))
+
+
+def encode_digests(digests: Mapping[str, Digest]) -> dict[str, Any]:
+    """Digests as JSON: name → [size, checksum]."""
+    return {name: [d.size_bytes, f"{d.crc32c:08x}"] for name, d in digests.items()}
+
+
+def decode_digests(document: Any) -> dict[str, Digest]:
+    """Reads what `encode_digests` wrote.
+
+    Raises:
+        ValueError, TypeError, AttributeError: It is something else.
+    """
+    return {
+        name: Digest(size_bytes=int(size), crc32c=int(crc, 16))
+        for name, (size, crc) in document.items()
+    }
+
+
+def encode_root(root: ItemRoot) -> bytes:
+    """The root document of an item."""
+    return seal(
+        {
+            "format": "stowax-item",
+            "version": FORMAT_VERSION,
+            "tree": to_json(root.root),
+            "leaves": [_leaf_to_json(entry) for entry in root.leaves],
+            "documents": encode_digests(root.documents),
+            "parts": encode_digests(root.parts),
+        }
+    )
+
+
+def decode_root(data: bytes) -> ItemRoot:
+    """Reads a root document.
+
+    Raises:
+        CorruptCheckpointError: A byte is not what was written, or a newer release of
+            this library wrote it.
+    """
+    document = unseal(data)
+    check_version(document, "stowax-item")
+    try:
+        node, paths = from_json(document["tree"])
+        leaves = tuple(
+            _leaf_from_json(entry, path)
+            for entry, path in zip(document["leaves"], paths, strict=True)
+        )
+        return ItemRoot(
+            root=node,
+            leaves=leaves,
+            documents=decode_digests(document["documents"]),
+            parts=decode_digests(document["parts"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        # The seal held, so this is no damage by accident: somebody wrote it wrong.
+        raise CorruptCheckpointError(f"it is no item manifest: {error}") from error
+
+
+def check_version(document: Mapping[str, Any], name: str) -> None:
+    """Refuses documents of another kind or of a newer format.
+
+    Raises:
+        CorruptCheckpointError: Says which version was found, and what to do.
+    """
+    if document.get("format") != name:
+        raise CorruptCheckpointError(
+            f"expected a {name!r} document, found {document.get('format')!r}"
+        )
+    version = document.get("version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise CorruptCheckpointError(
+            f"it has format version {version!r} and this release reads up to "
+            f"{FORMAT_VERSION}: upgrade with `pip install --upgrade stowax`"
+        )
+
+
+def encode_part(table: ChunkTable) -> bytes:
+    """The chunk table of one process."""
+    header = json.dumps(
+        {
+            "files": list(zip(table.files, table.file_size_bytes, strict=True)),
+            "rows": len(table),
+            "sums": len(table.sums),
+        },
+        separators=(",", ":"),
+    ).encode()
+    pieces = [_PREFIX.pack(_MAGIC, FORMAT_VERSION, len(header)), header]
+    pieces += [
+        np.ascontiguousarray(getattr(table, name), dtype).tobytes()
+        for name, dtype in _COLUMNS
+    ]
+    pieces.append(np.ascontiguousarray(table.sums, "<u4").tobytes())
+    body = b"".join(pieces)
+    return body + crc32c(body).to_bytes(4, "little")
+
+
+def decode_part(data: bytes) -> ChunkTable:
+    """Reads a chunk table.
+
+    Raises:
+        CorruptCheckpointError: A byte is not what was written.
+    """
+    if len(data) < _PREFIX.size + 4:
+        raise CorruptCheckpointError(f"a chunk table of {len(data)} bytes is cut short")
+    if crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise CorruptCheckpointError("the chunk table does not match its checksum")
+    magic, version, header_bytes = _PREFIX.unpack_from(data)
+    if magic != _MAGIC or version > FORMAT_VERSION:
+        raise CorruptCheckpointError(
+            f"{magic!r} of version {version} is no chunk table this release reads"
+        )
+    try:
+        offset = _PREFIX.size + header_bytes
+        header = json.loads(data[_PREFIX.size : offset])
+        rows, sums = int(header["rows"]), int(header["sums"])
+        row_bytes = sum(np.dtype(dtype).itemsize for _, dtype in _COLUMNS)
+        if rows < 0 or offset + rows * row_bytes + sums * 4 + 4 != len(data):
+            raise ValueError(f"{rows} rows and {sums} sums in {len(data)} bytes")
+        columns: dict[str, np.ndarray] = {}
+        for name, dtype in _COLUMNS:
+            columns[name] = np.frombuffer(data, dtype, rows, offset)
+            offset += columns[name].nbytes
+        table = ChunkTable(
+            files=tuple(str(name) for name, _ in header["files"]),
+            file_size_bytes=tuple(int(size) for _, size in header["files"]),
+            sums=np.frombuffer(data, "<u4", sums, offset),
+            **columns,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptCheckpointError(f"it is no chunk table: {error}") from error
+    _check_table(table)
+    return table
+
+
+def build_table(
+    files: Sequence[tuple[str, int]],
+    rows: Sequence[tuple[int, int, int, int, int, Sequence[int]]],
+) -> ChunkTable:
+    """Makes a table of rows (leaf, file, chunk, offset, length, sums)."""
+    leaf, file, chunk, offset, length, sums = (
+        zip(*rows, strict=True) if rows else ((),) * 6
+    )
+    ends = np.cumsum([len(s) for s in sums], dtype="<u8") if rows else ()
+    return ChunkTable(
+        files=tuple(name for name, _ in files),
+        file_size_bytes=tuple(size for _, size in files),
+        leaf=np.array(leaf, "<u4"),
+        file=np.array(file, "<u4"),
+        chunk=np.array(chunk, "<u8"),
+        offset_bytes=np.array(offset, "<u8"),
+        length_bytes=np.array(length, "<u8"),
+        sum_ends=np.array(ends, "<u8"),
+        sums=np.array([value for s in sums for value in s], "<u4"),
+    )
+
+
+def _check_table(table: ChunkTable) -> None:
+    """Refuses rows that point outside their file or their sums."""
+    if len(table) == 0:
+        return
+    sizes = np.array(table.file_size_bytes, np.uint64)
+    inside = table.file < len(sizes)
+    if inside.all():
+        size = sizes[table.file]
+        inside = (table.offset_bytes <= size) & (
+            table.length_bytes <= size - np.minimum(table.offset_bytes, size)
+        )
+    counts = np.diff(table.sum_ends.astype(np.int64), prepend=0)
+    if not inside.all() or (counts < 1).any() or table.sum_ends[-1] != len(table.sums):
+        raise CorruptCheckpointError("the chunk table points outside its files")
+
+
+def _leaf_to_json(entry: LeafEntry) -> dict[str, Any]:
+    document: dict[str, Any] = {"kind": entry.kind}
+    if entry.text is not None:
+        document["text"] = entry.text
+    if entry.dtype is not None:
+        document["dtype"] = entry.dtype
+        document["shape"] = list(entry.shape)
+        document["chunk"] = list(entry.chunk_shape)
+    if entry.write_shape is not None:
+        document["write"] = list(entry.write_shape)
+    if entry.prng_impl is not None:
+        document["prng"] = entry.prng_impl
+    if entry.sharding is not None:
+        document["sharding"] = entry.sharding
+    return document
+
+
+def _leaf_from_json(document: Mapping[str, Any], path: Any) -> LeafEntry:
+    if document["kind"] not in _KINDS:
+        raise ValueError(f"unknown kind of leaf {document['kind']!r}")
+    write = document.get("write")
+    entry = LeafEntry(
+        path=path,
+        name=leaf_name(path),
+        kind=document["kind"],
+        dtype=document.get("dtype"),
+        shape=_shape(document.get("shape", ())),
+        chunk_shape=_shape(document.get("chunk", ())),
+        write_shape=None if write is None else _shape(write),
+        text=document.get("text"),
+        prng_impl=document.get("prng"),
+        sharding=document.get("sharding"),
+    )
+    if len(entry.chunk_shape) != len(entry.shape) or 0 in entry.chunk_shape:
+        raise ValueError(f"leaf {entry.name!r} has chunks {entry.chunk_shape}")
+    return entry
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    shape = tuple(int(n) for n in sizes)
+    if any(n < 0 for n in shape):
+        raise ValueError(f"shape {shape}")
+    return shape

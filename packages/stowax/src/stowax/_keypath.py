@@ -1,0 +1,365 @@
+"""Trees taken apart into ordered named leaves, and put together again.
+
+The only place where names are made.  A tree becomes a `Node` skeleton, in which every
+leaf is a number, and the list of leaves in that order.  Dictionary keys are sorted, so
+that every process of a run comes to the same order; keys keep their type, so that
+`{1: x}` and `{"1": x}` differ.
+
+Names are those of Orbax: key texts joined with ".", without escaping (which is why two
+paths may collide, and why `check_names` refuses that before anything is written).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from stowax.errors import KeyPathCollisionError, TreeError
+
+Role = Literal["key", "field", "index", "child"]
+"""What a key is in its container: dict key, attribute or NamedTuple field, position in
+a list or tuple, position among the children of a custom node without named children."""
+
+Kind = Literal["leaf", "none", "dict", "list", "tuple", "namedtuple", "custom"]
+
+_NAMED_ROLES = ("key", "field")
+_NATIVE_KEYS = (str, int, bool, type(None))
+
+
+class Key(NamedTuple):
+    """One step of a key path."""
+
+    role: Role
+    value: Hashable
+
+    @property
+    def text(self) -> str:
+        """What the key is called in names on disk."""
+        return str(self.value)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the container is a mapping (dict, fields) and not a sequence."""
+        return self.role in _NAMED_ROLES
+
+
+KeyPath = tuple[Key, ...]
+
+
+@contextlib.contextmanager
+def at_leaf(name: str) -> Generator[None]:
+    """Adds the name of a leaf to whatever is raised inside."""
+    try:
+        yield
+    # Any failure deserves its place; the note keeps type and traceback intact.
+    except Exception as error:
+        error.add_note(f"at leaf {name or '<root>'}")
+        raise
+
+
+def leaf_name(path: KeyPath) -> str:
+    """The name of a leaf on disk and in messages: `params.dense.kernel`."""
+    return ".".join(key.text for key in path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One container, or one leaf, of a tree without its values."""
+
+    kind: Kind
+    leaf: int = -1
+    """Position in the list of leaves; only of a node of kind `leaf`."""
+    keys: tuple[Key, ...] = ()
+    children: tuple[Node, ...] = ()
+    type_name: str | None = None
+    """`module:qualified name` of a container that is no plain dict, list or tuple."""
+    build: Callable[[Sequence[Any]], Any] | None = field(default=None, compare=False)
+    """Makes the original container of its children; unknown for a stored tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlatTree:
+    """A tree taken apart."""
+
+    root: Node
+    paths: tuple[KeyPath, ...]
+    names: tuple[str, ...]
+    leaves: tuple[Any, ...]
+
+
+def flatten(tree: Any) -> FlatTree:
+    """Takes a tree apart: whatever JAX knows as a container, and None, is a node."""
+    paths: list[KeyPath] = []
+    leaves: list[Any] = []
+
+    def visit(value: Any, path: KeyPath) -> Node:
+        keys_and_children = _open(value)
+        if keys_and_children is None:
+            paths.append(path)
+            leaves.append(value)
+            return Node(kind="leaf", leaf=len(leaves) - 1)
+        kind, type_name, keys, values, build = keys_and_children
+        children = tuple(
+            visit(child, (*path, key)) for key, child in zip(keys, values, strict=True)
+        )
+        return Node(
+            kind=kind, keys=keys, children=children, type_name=type_name, build=build
+        )
+
+    root = visit(tree, ())
+    names = tuple(map(leaf_name, paths))
+    return FlatTree(root, tuple(paths), names, tuple(leaves))
+
+
+def unflatten(node: Node, values: Sequence[Any]) -> Any:
+    """Puts a tree together again.
+
+    A skeleton made by `flatten` gives exactly the containers it came from.  One that
+    was read from a file gives plain ones: dicts, lists and tuples; a container of any
+    other type becomes the dict or list of its children, and None when it has none.
+    """
+    if node.kind == "leaf":
+        return values[node.leaf]
+    if node.kind == "none":
+        return None
+    children = [unflatten(child, values) for child in node.children]
+    if node.build is not None:
+        return node.build(children)
+    if node.kind == "list":
+        return children
+    if node.kind == "tuple":
+        return tuple(children)
+    if node.kind == "dict":
+        return {k.value: c for k, c in zip(node.keys, children, strict=True)}
+    if not children:
+        return None
+    if all(key.is_named for key in node.keys):
+        return {k.value: c for k, c in zip(node.keys, children, strict=True)}
+    return children
+
+
+def walk(node: Node, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Node]]:
+    """Every leaf and every empty container, in order, with its path."""
+    if node.kind in ("leaf", "none") or not node.children:
+        yield path, node
+        return
+    for key, child in zip(node.keys, node.children, strict=True):
+        yield from walk(child, (*path, key))
+
+
+def check_names(root: Node) -> None:
+    """Refuses a tree in which two entries would get one name on disk.
+
+    Raises:
+        KeyPathCollisionError: Names both paths of every collision.
+    """
+    seen: dict[str, KeyPath] = {}
+    clashes: list[str] = []
+    for path, _ in walk(root):
+        name = leaf_name(path)
+        if not name.isascii():
+            _check_encodable(name, path)
+        other = seen.setdefault(name, path)
+        if other is not path:
+            clashes.append(
+                f"  {leaf_name(path)!r}: {describe(other)} and {describe(path)}"
+            )
+    if clashes:
+        raise KeyPathCollisionError(
+            f"{len(clashes)} name(s) on disk would stand for two leaves each:\n"
+            + "\n".join(clashes)
+            + "\nKey texts are joined with '.', so rename one key of each pair. "
+            "Nothing was written."
+        )
+
+
+def _check_encodable(name: str, path: KeyPath) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise TreeError(
+            f"the key path {describe(path)} holds half of a surrogate pair, which no "
+            "name on disk can hold; rename the key. Nothing was written."
+        ) from error
+
+
+def describe(path: KeyPath) -> str:
+    """A path as Python would write it, for messages about the path itself."""
+    parts = [
+        f".{key.text}" if key.role == "field" else f"[{key.value!r}]" for key in path
+    ]
+    return "".join(parts) or "<root>"
+
+
+def to_json(node: Node) -> Any:
+    """The skeleton as JSON: a leaf is its number, None is null, the rest an object."""
+    if node.kind == "leaf":
+        return node.leaf
+    if node.kind == "none":
+        return None
+    document: dict[str, Any] = {"kind": node.kind}
+    if node.type_name is not None:
+        document["type"] = node.type_name
+    if node.kind not in ("list", "tuple"):
+        document["keys"] = [_key_to_json(key) for key in node.keys]
+    document["children"] = [to_json(child) for child in node.children]
+    return document
+
+
+def from_json(document: Any) -> tuple[Node, tuple[KeyPath, ...]]:
+    """Reads what `to_json` wrote; returns the skeleton and the path of every leaf.
+
+    Raises:
+        ValueError: The document is no skeleton whose leaves are 0, 1, 2, …
+    """
+    paths: list[KeyPath] = []
+
+    def visit(part: Any, path: KeyPath) -> Node:
+        if part is None:
+            return Node(kind="none")
+        if type(part) is int:
+            if part != len(paths):
+                raise ValueError(f"leaf {part} stands where leaf {len(paths)} belongs")
+            paths.append(path)
+            return Node(kind="leaf", leaf=part)
+        if not isinstance(part, Mapping):
+            raise ValueError(f"{part!r} is no part of a tree")
+        kind = part.get("kind")
+        children = part.get("children")
+        if kind not in ("dict", "list", "tuple", "namedtuple", "custom"):
+            raise ValueError(f"unknown kind of container {kind!r}")
+        if not isinstance(children, list):
+            raise ValueError("a container without a list of children")
+        if kind in ("list", "tuple"):
+            keys = tuple(Key("index", i) for i in range(len(children)))
+        else:
+            keys = tuple(map(_key_from_json, part.get("keys", ())))
+        if len(keys) != len(children):
+            raise ValueError(f"{len(keys)} keys for {len(children)} children")
+        nodes = tuple(
+            visit(child, (*path, key))
+            for key, child in zip(keys, children, strict=True)
+        )
+        return Node(kind=kind, keys=keys, children=nodes, type_name=part.get("type"))
+
+    root = visit(document, ())
+    return root, tuple(paths)
+
+
+def from_named_paths(entries: Sequence[tuple[KeyPath, Node]]) -> Node:
+    """Builds the skeleton from paths alone, as documents of Orbax give them.
+
+    Named keys make dicts, positions make lists.  An entry for an empty container may
+    coexist with entries below it (partial saves leave such); the longer ones win.
+
+    Raises:
+        ValueError: Mixed key roles in one container, list positions that are not
+            0 … n-1, or a leaf that lies on the path of another.
+    """
+    if len(entries) == 1 and not entries[0][0]:
+        return entries[0][1]
+    groups: dict[Key, list[tuple[KeyPath, Node]]] = {}
+    for path, node in entries:
+        if not path:
+            if node.kind == "leaf":
+                raise ValueError("a leaf has entries below it")
+            continue
+        groups.setdefault(path[0], []).append((path[1:], node))
+    keys = list(groups)
+    if all(key.is_named for key in keys):
+        kind: Kind = "dict"
+    elif not any(key.is_named for key in keys):
+        kind = "list"
+        keys.sort(key=lambda key: int(key.text))
+        if [int(key.text) for key in keys] != list(range(len(keys))):
+            raise ValueError(f"list positions {[key.text for key in keys]}")
+    else:
+        raise ValueError(f"mixed keys {[key.text for key in keys]} in one container")
+    children = tuple(from_named_paths(groups[key]) for key in keys)
+    return Node(kind=kind, keys=tuple(keys), children=children)
+
+
+_Opened = tuple[
+    Kind,
+    str | None,
+    tuple[Key, ...],
+    Sequence[Any],
+    Callable[[Sequence[Any]], Any] | None,
+]
+
+
+def _open(value: Any) -> _Opened | None:
+    """Keys, children and builder of a container; None for a leaf."""
+    cls = type(value)
+    if value is None:
+        return "none", None, (), (), None
+    if cls is dict:
+        order = sorted(value, key=_sort_key)
+        keys = tuple(Key("key", key) for key in order)
+        return "dict", None, keys, [value[key] for key in order], _dict_builder(order)
+    if cls is list or cls is tuple:
+        keys = tuple(Key("index", i) for i in range(len(value)))
+        return ("list", None, keys, value, list) if cls is list else (
+            "tuple", None, keys, value, tuple
+        )  # fmt: skip
+    if isinstance(value, tuple) and hasattr(cls, "_fields"):
+        keys = tuple(Key("field", name) for name in cls._fields)
+        return "namedtuple", _type_name(cls), keys, value, lambda c: cls(*c)
+    # One level only: every child counts as a leaf here.
+    children, treedef = jax.tree_util.tree_flatten_with_path(
+        value, is_leaf=lambda child: child is not value
+    )
+    if len(children) == 1 and not children[0][0]:
+        return None
+    keys = tuple(_key_of_jax(path[0]) for path, _ in children)
+    values = [child for _, child in children]
+    return "custom", _type_name(cls), keys, values, treedef.unflatten
+
+
+def _dict_builder(order: Sequence[Any]) -> Callable[[Sequence[Any]], Any]:
+    return lambda children: dict(zip(order, children, strict=True))
+
+
+def _sort_key(key: Any) -> tuple[str, Any]:
+    # Keys of different types cannot be compared with each other; within one type the
+    # natural order holds (10 after 9), and text is the last resort.
+    natural = isinstance(key, str | int | float)
+    rank = "" if isinstance(key, int | float) else type(key).__name__
+    return rank, key if natural else str(key)
+
+
+def _key_of_jax(key: Any) -> Key:
+    match key:
+        case jax.tree_util.DictKey(key=value):
+            return Key("key", value)
+        case jax.tree_util.GetAttrKey(name=name):
+            return Key("field", name)
+        case jax.tree_util.SequenceKey(idx=position):
+            return Key("index", position)
+        case jax.tree_util.FlattenedIndexKey(key=position):
+            return Key("child", position)
+    # Registered classes may use key objects of their own; their text is all there is.
+    return Key("key", str(key))
+
+
+def _key_to_json(key: Key) -> Any:
+    value = key.value if isinstance(key.value, _NATIVE_KEYS) else key.text
+    return value if key.role == "key" else [key.role, value]
+
+
+def _key_from_json(document: Any) -> Key:
+    if isinstance(document, _NATIVE_KEYS):
+        return Key("key", document)
+    if isinstance(document, list) and len(document) == 2:
+        role, value = document
+        if role in ("field", "index", "child") and isinstance(value, str | int):
+            return Key(role, value)
+    raise ValueError(f"{document!r} is no key")
+
+
+def _type_name(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
