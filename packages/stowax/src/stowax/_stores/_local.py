@@ -1,0 +1,522 @@
+"""Files of a mounted file system.
+
+This is the only module that opens files of a checkpoint for writing, syncs, renames or
+removes them. Every blocking call runs on the workers of the running loop.
+
+Publishing is one rename. Replacing exchanges the two directories where the kernel and
+the file system can. Elsewhere it takes four steps, each durable before the next:
+
+    1. a record beside ``final`` names the draft       reader: final   (old)
+    2. final is renamed to ``<draft>.old``             reader: draft   (new)
+    3. draft is renamed to ``final``                   reader: final   (new)
+    4. ``<draft>.old`` and the record are deleted      reader: final   (new)
+
+`stowax._stores._base.resolve` is that reader. `LocalStore.complete_replacement` leads
+from any of these states back to one without a record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import logging
+import os
+import pathlib
+import posixpath
+import shutil
+import stat
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from stowax._runtime import on_worker
+from stowax._stores._base import (
+    REPLACEMENT_SUFFIX,
+    Entry,
+    already_published,
+    byte_view,
+    check_siblings,
+    file_too_short,
+    format_replacement,
+    parse_replacement,
+    size_mismatch,
+)
+from stowax._tasks import run_all
+from stowax.errors import SaveError
+
+if sys.platform != "win32":
+    import fcntl
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_LOGGER = logging.getLogger("stowax")
+
+# Linux takes at most 1024 buffers at once (IOV_MAX).
+_GROUP_PIECES = 1024
+# Small pieces share a system call; large ones are written while still in the cache.
+_GROUP_BYTES = 1 << 20
+# Below this, allocating first costs more than it saves.
+_ALLOCATE_FROM_BYTES = 1 << 20
+# Devices gain little from more fsyncs at once, and the pool is for others too.
+_SYNC_LANES = 4
+
+_OLD_SUFFIX = ".old"
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
+
+
+class LocalStore:
+    """Checkpoints as directories of the local machine, or of a network mount.
+
+    Args:
+        can_exchange: Whether the system has ``renameat2``. ``None`` tries it and does
+            without where it is missing, ``False`` does without, ``True`` makes its
+            absence an error.
+    """
+
+    def __init__(self, *, can_exchange: bool | None = None) -> None:
+        self._can_exchange = can_exchange
+        # Guards the set: directories that hold an unsynced name of a new directory.
+        self._lock = threading.Lock()
+        self._new_names_in: set[str] = set()
+
+    @property
+    def description(self) -> str:
+        return "local disk"
+
+    @property
+    def has_directories(self) -> bool:
+        return True
+
+    def local_path(self, path: str) -> pathlib.Path:
+        return pathlib.Path(path)
+
+    async def make_directory(self, path: str) -> None:
+        await on_worker(self._make_directory, path)
+
+    async def write(
+        self, path: str, pieces: Iterable[Buffer], *, size_bytes: int | None = None
+    ) -> None:
+        def write() -> None:
+            self._make_directory(posixpath.dirname(path))
+            _write_file(path, pieces, size_bytes)
+
+        await on_worker(write)
+
+    async def read_into(self, path: str, offset_bytes: int, buffer: Buffer) -> None:
+        await on_worker(_read_range, path, offset_bytes, byte_view(buffer))
+
+    async def stat(self, path: str) -> Entry | None:
+        return await on_worker(_stat, path)
+
+    async def list(self, path: str) -> tuple[Entry, ...]:
+        return await on_worker(_list, path)
+
+    async def sync(self, paths: Sequence[str]) -> None:
+        above = self._take_new_names_above(paths)
+        wanted = list(dict.fromkeys((*paths, *above)))
+        lanes = [wanted[lane::_SYNC_LANES] for lane in range(_SYNC_LANES)]
+        try:
+            await run_all(on_worker(_sync, lane) for lane in lanes if lane)
+        except BaseException:
+            # Cancelled or failed: these names still wait for somebody's sync.
+            with self._lock:
+                self._new_names_in |= above
+            raise
+
+    async def publish(self, draft: str, final: str, *, replace: bool) -> None:
+        check_siblings(draft, final)
+        await on_worker(_publish, draft, final, replace, self._can_exchange)
+
+    async def complete_replacement(self, final: str) -> None:
+        await on_worker(_complete_replacement, final)
+
+    async def delete(self, path: str) -> None:
+        await on_worker(_delete, path)
+
+    def _make_directory(self, path: str) -> None:
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
+            return
+        except FileNotFoundError:
+            parent = posixpath.dirname(path)
+            if parent in ("", path):
+                raise
+            self._make_directory(parent)
+            self._make_directory(path)
+            return
+        with self._lock:
+            self._new_names_in.add(posixpath.dirname(path))
+
+    def _take_new_names_above(self, paths: Sequence[str]) -> set[str]:
+        with self._lock:
+            if not self._new_names_in:
+                return set()
+            found = {
+                directory
+                for path in paths
+                for directory in (path, *_ancestors(path))
+                if directory in self._new_names_in
+            }
+            self._new_names_in -= found
+            return found
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    parent = posixpath.dirname(path)
+    while parent != path:
+        yield parent
+        path, parent = parent, posixpath.dirname(parent)
+
+
+# Writing and reading files.
+
+
+def _write_file(
+    path: str, pieces: Iterable[Buffer], size_bytes: int | None = None
+) -> None:
+    """Creates a file whole, or leaves none."""
+    # O_BINARY exists, and is needed, on Windows only.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    file = os.open(path, flags, 0o666)
+    whole = False
+    try:
+        with _naming(path):
+            try:
+                if size_bytes is not None and size_bytes >= _ALLOCATE_FROM_BYTES:
+                    _allocate(file, size_bytes)
+                _write_pieces(file, path, pieces, size_bytes)
+            finally:
+                # Network file systems report some failed writes only here.
+                os.close(file)
+        whole = True
+    finally:
+        if not whole:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def _write_pieces(
+    file: int,
+    path: str,
+    pieces: Iterable[Buffer],
+    size_bytes: int | None,
+) -> None:
+    written_bytes = group_bytes = 0
+    group: list[memoryview] = []
+    for piece in pieces:
+        view = byte_view(piece)
+        if not view.nbytes:
+            continue
+        group.append(view)
+        group_bytes += view.nbytes
+        if size_bytes is not None and written_bytes + group_bytes > size_bytes:
+            raise size_mismatch(path, size_bytes, "more")
+        if group_bytes >= _GROUP_BYTES or len(group) == _GROUP_PIECES:
+            _write_group(file, group)
+            written_bytes += group_bytes
+            group_bytes = 0
+    _write_group(file, group)
+    written_bytes += group_bytes
+    if size_bytes is not None and written_bytes != size_bytes:
+        raise size_mismatch(path, size_bytes, f"only {written_bytes}")
+
+
+def _write_group(file: int, group: list[memoryview]) -> None:
+    """Writes every byte of the group, however the system cuts it up; empties it."""
+    while group:
+        if hasattr(os, "writev"):
+            count = os.writev(file, group)
+        else:
+            count = os.write(file, group[0])
+        whole = 0
+        while whole < len(group) and count >= len(group[whole]):
+            count -= len(group[whole])
+            whole += 1
+        del group[:whole]
+        if count:
+            group[0] = group[0][count:]
+
+
+def _allocate(file: int, size_bytes: int) -> None:
+    """Asks for the space in one go; a full disk is then found before the first byte."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, 0, size_bytes)
+    except OSError as error:
+        # The file system cannot: then the space is found piece by piece.
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+
+
+def _read_range(path: str, offset_bytes: int, view: memoryview) -> None:
+    with _naming(path), open(path, "rb", buffering=0) as file:
+        file.seek(offset_bytes)
+        filled_bytes = 0
+        while filled_bytes < len(view):
+            count = file.readinto(view[filled_bytes:])
+            if not count:
+                size_bytes = os.fstat(file.fileno()).st_size
+                raise file_too_short(path, offset_bytes, len(view), size_bytes)
+            filled_bytes += count
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Generator[None, None, None]:
+    """Adds the path to errors of calls that know only the number of an open file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = path
+        raise
+
+
+# Looking around.
+
+
+def _stat(path: str) -> Entry | None:
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return _entry(posixpath.basename(path), found)
+
+
+def _list(path: str) -> tuple[Entry, ...]:
+    entries: list[Entry] = []
+    with os.scandir(path) as children:
+        for child in children:
+            # Another process may delete it meanwhile, and links may lead nowhere.
+            with contextlib.suppress(FileNotFoundError):
+                entries.append(_entry(child.name, child.stat()))
+    return tuple(sorted(entries, key=lambda entry: entry.name))
+
+
+def _entry(name: str, found: os.stat_result) -> Entry:
+    is_directory = stat.S_ISDIR(found.st_mode)
+    size_bytes = 0 if is_directory else found.st_size
+    return Entry(name=name, is_directory=is_directory, size_bytes=size_bytes)
+
+
+# Making durable.
+
+
+def _sync(paths: Sequence[str]) -> None:
+    for path in paths:
+        if os.name == "nt" and os.path.isdir(path):
+            continue  # Windows cannot open directories, and journals their names.
+        file = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
+            os.fsync(file)
+        except OSError as error:
+            raise SaveError(
+                f"{path} could not be made durable: {error.strerror}. What was written"
+                " there must be taken for lost; save again to another path."
+            ) from error
+        finally:
+            os.close(file)
+
+
+# Publishing.
+
+
+def _publish(draft: str, final: str, replace: bool, can_exchange: bool | None) -> None:
+    _complete_replacement(final)
+    if _rename_new(draft, final, can_exchange):
+        return
+    if not replace:
+        raise already_published(final)
+    if not _rename2(draft, final, _RENAME_EXCHANGE, can_exchange):
+        _replace_under_record(draft, final)
+        return
+    try:
+        # Were the old tree deleted first, a power cut could bring back its bare name.
+        _sync([posixpath.dirname(final)])
+    except (OSError, SaveError):
+        _rename2(draft, final, _RENAME_EXCHANGE, can_exchange)
+        raise
+    _delete_replaced(draft)
+
+
+def _rename_new(draft: str, final: str, can_exchange: bool | None) -> bool:
+    """Renames unless the name is taken; answers whether it did."""
+    try:
+        if _rename2(draft, final, _RENAME_NOREPLACE, can_exchange):
+            return True
+    except FileExistsError:
+        return False
+    if os.path.lexists(final):
+        return False
+    try:
+        os.rename(draft, final)
+    except OSError as error:
+        # Somebody was faster: a rename refuses to bury anything but an empty directory.
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            return False
+        raise
+    return True
+
+
+def _rename2(source: str, target: str, flag: int, can_exchange: bool | None) -> bool:
+    """Calls renameat2; answers false where the system has none."""
+    if can_exchange is False:
+        return False
+    number = errno.ENOSYS
+    renameat2 = _renameat2()
+    if renameat2 is not None:
+        names = os.fsencode(source), os.fsencode(target)
+        if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], flag) == 0:
+            return True
+        number = ctypes.get_errno()
+    lacking = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+    if number in lacking and can_exchange is None:
+        return False
+    raise OSError(number, os.strerror(number), source, None, target)
+
+
+@functools.cache
+def _renameat2() -> Callable[[int, bytes, int, bytes, int], int] | None:
+    if sys.platform != "linux":
+        return None
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is not None:
+        function.argtypes = (
+            ctypes.c_int,
+            ctypes.c_char_p,
+            ctypes.c_int,
+            ctypes.c_char_p,
+            ctypes.c_uint,
+        )
+    return function
+
+
+def _replace_under_record(draft: str, final: str) -> None:
+    parent, old = posixpath.dirname(final), draft + _OLD_SUFFIX
+    record = final + REPLACEMENT_SUFFIX
+    os.stat(draft)  # A missing draft is found before anything is renamed.
+    try:
+        _write_file(record, [format_replacement(posixpath.basename(draft))])
+    except FileExistsError as error:
+        raise _another_writer(final) from error
+    with _alone(record):
+        try:
+            _sync([record, parent])
+            os.rename(final, old)
+            _sync([parent])
+            os.rename(draft, final)
+            _sync([parent])
+        except (OSError, SaveError):
+            if os.path.lexists(old):
+                if os.path.lexists(final):
+                    os.rename(final, draft)
+                os.rename(old, final)
+                _sync([parent])
+            os.unlink(record)
+            raise
+        _delete_replaced(old)
+        os.unlink(record)
+
+
+def _complete_replacement(final: str) -> None:
+    parent, record = posixpath.dirname(final), final + REPLACEMENT_SUFFIX
+    if not os.path.lexists(record):
+        return
+    with _alone(record):
+        name = parse_replacement(pathlib.Path(record).read_bytes())
+        if name is not None:  # Otherwise it was cut short, before any rename.
+            draft = posixpath.join(parent, name)
+            if not os.path.lexists(final) and os.path.lexists(draft):
+                os.rename(draft, final)
+            _sync([parent])
+            # With both names, nothing has happened yet. With neither, somebody deleted
+            # them, and what the old name holds may be the last copy.
+            if os.path.lexists(final) and not os.path.lexists(draft):
+                _delete_replaced(draft + _OLD_SUFFIX)
+        os.unlink(record)
+
+
+@contextlib.contextmanager
+def _alone(record: str) -> Generator[None, None, None]:
+    """Holds the record, so that no other live writer takes its writer for dead."""
+    if sys.platform == "win32":
+        yield
+        return
+    final = record.removesuffix(REPLACEMENT_SUFFIX)
+    try:
+        file = os.open(record, os.O_RDWR)
+    except FileNotFoundError as error:
+        raise _another_writer(final) from error
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _another_writer(final) from error
+        except OSError:
+            pass  # The file system has no locks; then two writers are not kept apart.
+        # Between opening and locking, another writer may have finished with it.
+        if not _is_same_file(file, record):
+            raise _another_writer(final)
+        yield
+    finally:
+        os.close(file)
+
+
+def _is_same_file(file: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _another_writer(final: str) -> SaveError:
+    return SaveError(
+        f"{final}: another writer is replacing it at this moment. Nothing was changed;"
+        " wait for the other save, then try again."
+    )
+
+
+# Deleting.
+
+
+def _delete(path: str) -> None:
+    # A record left behind would bring the draft it names to this path.
+    _complete_replacement(path)
+    _delete_tree(path)
+
+
+def _delete_replaced(old: str) -> None:
+    """Deletes what was replaced.
+
+    The new checkpoint is published by now, so a failure here is not one of the save;
+    what is left over bears the name of a draft.
+    """
+    try:
+        _delete_tree(old)
+    except OSError as error:
+        _LOGGER.warning("%s was replaced, but cannot be deleted: %s", old, error)
+
+
+def _delete_tree(path: str) -> None:
+    while True:
+        try:
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+        except FileNotFoundError:
+            # Gone, or somebody else deletes the same tree: then what is left is tried.
+            if not os.path.lexists(path):
+                return
+        else:
+            return
