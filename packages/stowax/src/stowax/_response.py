@@ -1,0 +1,165 @@
+"""What a call that returns early hands back.
+
+A failure in the background is kept until somebody has seen it: by `result()`, else by
+the next save, which raises it before it begins, else by the exit status of the process.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import threading
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from stowax._runtime import Failure, Runtime
+from stowax.errors import BackgroundSaveError, DeadlineError
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+_logger = logging.getLogger("stowax")
+
+
+class AsyncResponse(Protocol[T_co]):
+    """The outcome of an operation that goes on in the background.
+
+    Example:
+      >>> import stowax
+      >>> response = stowax.save_async("/tmp/run/0", {"step": 0})  # doctest: +SKIP
+      >>> response.result()  # doctest: +SKIP
+    """
+
+    def result(self, timeout: float | None = None) -> T_co:
+        """Waits for the operation and returns its result, or raises its error.
+
+        Args:
+          timeout: How long to wait, in seconds; None waits as long as it takes.
+
+        Raises:
+          DeadlineError: When the operation is not done in time. It goes on, and
+            `result` may be called again.
+        """
+        ...
+
+    def on_complete(self, callback: Callable[[T_co], None]) -> None:
+        """Calls back with the result once the operation has succeeded.
+
+        The callback runs on the thread that completes the operation (on the caller's,
+        when it is complete already), and must not block. It is not called after a
+        failure.
+        """
+        ...
+
+
+class Response(Generic[T]):
+    """An `AsyncResponse` over a future; made by `respond`."""
+
+    def __init__(
+        self, runtime: Runtime, future: concurrent.futures.Future[T], what: str
+    ) -> None:
+        self._what = what
+        self._unseen = runtime.unseen_failures
+        # Resolved after a failure has been put on record, so that whoever learns of
+        # the failure finds it there to take off again.
+        self._outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+        # Guards the three below, which callers and the background loop change.
+        self._lock = threading.Lock()
+        self._asker_count = 0
+        self._failure: Failure | None = None
+        self._is_seen = False
+        future.add_done_callback(self._complete)
+
+    def result(self, timeout: float | None = None) -> T:
+        with self._lock:
+            self._asker_count += 1
+        try:
+            done, _ = concurrent.futures.wait([self._outcome], timeout)
+            if done:
+                self._see()
+        finally:
+            with self._lock:
+                self._asker_count -= 1
+            self._record()
+        if not done:
+            raise DeadlineError(
+                f"the {self._what} is not done after {timeout:g} s; it goes on, and"
+                " `result()` may be called again"
+            )
+        try:
+            return self._outcome.result()
+        finally:
+            # The error holds this frame, which must not hold the error (Runtime.run).
+            del self
+
+    def on_complete(self, callback: Callable[[T], None]) -> None:
+        def call_back(outcome: concurrent.futures.Future[T]) -> None:
+            if outcome.exception() is None:
+                callback(outcome.result())
+
+        self._outcome.add_done_callback(call_back)
+
+    def __repr__(self) -> str:
+        if not self._outcome.done():
+            state = "in progress"
+        else:
+            state = "failed" if self._outcome.exception() else "done"
+        return f"<{type(self).__name__}: {self._what}, {state}>"
+
+    def _complete(self, future: concurrent.futures.Future[T]) -> None:
+        error = (
+            concurrent.futures.CancelledError()
+            if future.cancelled()
+            else future.exception()
+        )
+        if error is None:
+            self._outcome.set_result(future.result())
+            return
+        error.add_note(f"in the background {self._what}")
+        with self._lock:
+            self._failure = Failure(what=self._what, error=error)
+        self._record()
+        self._outcome.set_exception(error)
+
+    def _see(self) -> None:
+        with self._lock:
+            self._is_seen = True
+            if self._failure is not None:
+                self._unseen.discard(self._failure)
+
+    def _record(self) -> None:
+        """Puts a failure on record, unless it was seen or somebody waits for it."""
+        with self._lock:
+            failure = self._failure
+            if failure is None or self._is_seen or self._asker_count:
+                return
+            self._unseen.add(failure)
+        _logger.error("background %s failed", failure.what, exc_info=failure.error)
+
+
+def respond(
+    runtime: Runtime, future: concurrent.futures.Future[T], *, what: str
+) -> Response[T]:
+    """Wraps the future of a background operation.
+
+    Args:
+      runtime: Keeps the failure until somebody has seen it.
+      future: The operation.
+      what: The operation in words, as in "save to /runs/a/7".
+    """
+    return Response(runtime, future, what)
+
+
+def raise_unseen(runtime: Runtime) -> None:
+    """Raises the oldest failure that nobody has asked for, which is seen then.
+
+    Raises:
+      BackgroundSaveError: From the original error.
+    """
+    failure = runtime.unseen_failures.pop_oldest()
+    if failure is not None:
+        raise BackgroundSaveError(
+            f"an earlier {failure.what} failed in the background, and nobody had asked"
+            f" for its result: {type(failure.error).__name__}: {failure.error}. This"
+            " save has not begun; call `result()` on what `save_async` returns"
+        ) from failure.error

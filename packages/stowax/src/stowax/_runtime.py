@@ -1,0 +1,497 @@
+"""Where operations run: one background loop, one pool of workers, a clock, and peers.
+
+A `Runtime` holds everything that an operation would otherwise have to ask of the
+machine. The default one serves a whole process; `stowax.testing` makes others, so that
+several processes fit into one test.
+
+Three kinds of code run here, and never in each other's place:
+
+* the engine: coroutines on the background loop, which never block it;
+* blocking calls (files, copies): on the workers, through `on_worker`;
+* guests, that is handlers written by users: they may block, so they never run on the
+  engine's loop. Their first phase runs on the thread of the caller (`drive`), their
+  second on a thread that exists only as long as they do (`Runtime.start_guest`).
+
+The end of the interpreter has two phases. Handlers of `atexit` run last in, first out:
+`Runtime._at_exit` is registered when a runtime starts, so it waits for the operations
+in flight before older handlers (the one that disconnects `jax.distributed`, for one)
+take away what they need. `_report_unseen_at_exit` is registered on import, so it comes
+late, when the program's own handlers have run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextlib
+import contextvars
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+from stowax._processes import Processes, default_processes
+from stowax.errors import RunningLoopError
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class Runtime:
+    """A background loop, a pool of workers, a clock and the processes of the run.
+
+    Threads start at first use and end with `close`. All methods may be called from any
+    thread.
+
+    Args:
+      processes: The processes of the run; None asks `jax.distributed` each time.
+      worker_count: Threads for blocking calls.
+      clock_nsecs: Nanoseconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        processes: Processes | None = None,
+        worker_count: int = 4,
+        clock_nsecs: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.unseen_failures = UnseenFailures()
+        self._processes = processes
+        self._worker_count = worker_count
+        self._clock_nsecs = clock_nsecs
+        # Guards what is below.
+        self._lock = threading.Lock()
+        self._loop: _Loop | None = None
+        self._thread: threading.Thread | None = None
+        self._guests: set[threading.Thread] = set()
+        self._is_closed = False
+        self._serials: dict[str, int] = {}
+        self._pid = 0
+
+    @property
+    def processes(self) -> Processes:
+        """The processes of the run, as they are now."""
+        return default_processes() if self._processes is None else self._processes
+
+    def now_nsecs(self) -> int:
+        """Returns the time in nanoseconds since the epoch."""
+        return self._clock_nsecs()
+
+    def serial(self, key: str) -> int:
+        """Counts the calls with a key, from 0.
+
+        Processes that do the same things in the same order come to the same names.
+        """
+        with self._lock:
+            count = self._serials.get(key, 0)
+            self._serials[key] = count + 1
+            return count
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the background loop and waits for it.
+
+        The calling thread may be running a loop of its own, which stands still
+        meanwhile. An interrupt (Ctrl-C) cancels the coroutine.
+
+        Raises:
+          RunningLoopError: When called on the background loop, which would wait for
+            itself.
+        """
+        # In hand before anything begins, so that an interrupt always finds it.
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        try:
+            self._refuse_own_loop(coroutine)
+            self._begin(coroutine, future)
+            return future.result()
+        except BaseException:
+            # Cancels what still runs: an interrupt came from outside the operation.
+            future.cancel()
+            raise
+        finally:
+            # The error holds this frame, which must not hold the error: such a cycle
+            # would keep the caller's arrays until the next garbage collection.
+            del future
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Starts a coroutine on the background loop; in flight until it is done."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._begin(coroutine, future)
+        return future
+
+    def start_guest(self, awaitable: Awaitable[T]) -> concurrent.futures.Future[T]:
+        """Runs the second phase of a guest on a loop and a thread of its own.
+
+        It is in flight until it is done.
+        """
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        future.set_running_or_notify_cancel()
+
+        def serve() -> None:
+            try:
+                future.set_result(_run_on_fresh_loop(awaitable))
+            except BaseException as error:  # noqa: BLE001 it belongs to the waiter
+                future.set_exception(error)
+            finally:
+                with self._lock:
+                    self._guests.discard(thread)
+
+        self._started_loop()
+        thread = threading.Thread(
+            target=contextvars.copy_context().run,
+            args=(serve,),
+            name="stowax-guest",
+            daemon=True,
+        )
+        with self._lock:
+            thread.start()
+            self._guests.add(thread)
+        return future
+
+    def finish(self) -> None:
+        """Waits until nothing is in flight.
+
+        Raises:
+          RunningLoopError: When called on the background loop.
+        """
+        self._refuse_own_loop()
+        loop = self._loop
+        while loop is not None:
+            with self._lock:
+                guests = set(self._guests)
+            asyncio.run_coroutine_threadsafe(_others_done(), loop).result()
+            for guest in guests:
+                guest.join()
+            # A guest may have started an operation, and an operation a guest.
+            if not guests and not self._guests:
+                return
+
+    def close(self) -> None:
+        """Finishes what is in flight and ends all threads; the second time, nothing.
+
+        Raises:
+          RunningLoopError: When called on the background loop.
+        """
+        self.finish()
+        with self._lock:
+            self._is_closed = True
+            loop, self._loop = self._loop, None
+            thread, self._thread = self._thread, None
+        if loop is None or thread is None:
+            return
+        atexit.unregister(self._at_exit)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    def _begin(
+        self, coroutine: Coroutine[Any, Any, T], future: concurrent.futures.Future[T]
+    ) -> None:
+        """Runs the coroutine on the loop for the future, which can cancel it."""
+        try:
+            loop = self._started_loop()
+        except RuntimeError:
+            coroutine.close()
+            raise
+
+        def begin() -> None:
+            task = loop.create_task(coroutine)
+            task.add_done_callback(end)
+            future.add_done_callback(lambda _: loop.call_soon_threadsafe(task.cancel))
+
+        def end(task: asyncio.Task[T]) -> None:
+            if task.cancelled():
+                future.cancel()
+            if not future.set_running_or_notify_cancel():
+                return
+            if error := task.exception():
+                future.set_exception(error)
+            else:
+                future.set_result(task.result())
+
+        loop.call_soon_threadsafe(begin)
+
+    def _refuse_own_loop(
+        self, coroutine: Coroutine[Any, Any, Any] | None = None
+    ) -> None:
+        # By thread, not by running loop: `drive` lifts the mark of the latter.
+        if threading.current_thread() is self._thread:
+            if coroutine is not None:
+                coroutine.close()
+            raise RunningLoopError(
+                "this call waits for the loop it is made on: use the `_async` form, or"
+                " make it from another thread (callbacks of `on_complete` run here)"
+            )
+
+    def _started_loop(self) -> _Loop:
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError("the runtime is closed")
+            if self._loop is None:
+                workers = _Workers("stowax-worker", self._worker_count)
+                # Now, not when they are needed: an operation that is finished while
+                # the interpreter ends can start no threads (Python 3.12 and later).
+                workers.start()
+                self._loop = _Loop(workers)
+                self._thread = threading.Thread(
+                    target=self._loop.serve, name="stowax-loop", daemon=True
+                )
+                self._thread.start()
+                self._pid = os.getpid()
+                atexit.register(self._at_exit)
+            return self._loop
+
+    def _at_exit(self) -> None:
+        # In a forked child there are no threads that could finish anything.
+        if os.getpid() == self._pid:
+            self.finish()
+
+
+async def on_worker(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Runs a blocking function on the workers of the running loop.
+
+    The function is not running any more when this returns or raises, cancelled or not:
+    what it reads or writes may be reused or deleted then. Cancelled before it has
+    begun, it does not begin.
+    """
+    begun = threading.Lock()  # Whoever gets it decides: run it, or drop it.
+    context = contextvars.copy_context()
+
+    def call() -> Any:
+        if not begun.acquire(blocking=False):
+            return None
+        return context.run(function, *args, **kwargs)
+
+    future = asyncio.get_running_loop().run_in_executor(None, call)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        if not begun.acquire(blocking=False):
+            while not future.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
+        raise
+
+
+def drive(awaitable: Awaitable[T]) -> T:
+    """Runs the first phase of a guest on the calling thread, on a fresh loop.
+
+    Works on a thread that already runs a loop (a notebook), which asyncio refuses: the
+    mark that says so is lifted meanwhile. The outer loop stands still until the guest
+    returns, as it does for any blocking call.
+    """
+    outer = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        return _run_on_fresh_loop(awaitable)
+    finally:
+        asyncio._set_running_loop(outer)
+
+
+def default_runtime() -> Runtime:
+    """Returns the runtime of this process."""
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = Runtime()
+        return _default
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Failure:
+    """A background operation that failed."""
+
+    what: str
+    """The operation, as in "save to /runs/a/7"."""
+
+    error: BaseException
+
+
+class UnseenFailures:
+    """Failures that nobody has asked for yet, oldest first."""
+
+    def __init__(self) -> None:
+        # Guards the list, which the background loop and callers change.
+        self._lock = threading.Lock()
+        self._failures: list[Failure] = []
+
+    def add(self, failure: Failure) -> None:
+        with self._lock:
+            self._failures.append(failure)
+
+    def discard(self, failure: Failure) -> None:
+        with self._lock:
+            if failure in self._failures:
+                self._failures.remove(failure)
+
+    def pop_oldest(self) -> Failure | None:
+        with self._lock:
+            return self._failures.pop(0) if self._failures else None
+
+    def all(self) -> tuple[Failure, ...]:
+        with self._lock:
+            return tuple(self._failures)
+
+
+class _Workers(concurrent.futures.Executor):
+    """A fixed number of daemon threads, for functions that block.
+
+    `concurrent.futures.ThreadPoolExecutor` refuses work once the interpreter is ending,
+    which is when operations in flight are finished.
+    """
+
+    def __init__(self, name: str, thread_count: int) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        # Guards the start of threads and the end of submissions.
+        self._lock = threading.Lock()
+        self._is_shut_down = False
+        self._names = [f"{name}-{number}" for number in range(thread_count)]
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Starts the threads; `submit` does it otherwise."""
+        with self._lock:
+            self._start()
+
+    def submit(
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> concurrent.futures.Future[T]:
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 it belongs to the waiter
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        with self._lock:
+            if self._is_shut_down:
+                raise RuntimeError("the workers have been shut down")
+            self._start()
+            self._jobs.put(job)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        with self._lock:
+            self._is_shut_down = True
+            threads, self._threads = self._threads, []
+            for _ in threads:
+                self._jobs.put(None)
+        if wait:
+            for thread in threads:
+                thread.join()
+
+    def _start(self) -> None:
+        if not self._threads:
+            self._threads = [
+                threading.Thread(target=self._serve, name=name, daemon=True)
+                for name in self._names
+            ]
+            for thread in self._threads:
+                thread.start()
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+            # Else the arguments would live until the next job comes.
+            del job
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop with workers of its own as its default executor."""
+
+    # `set_default_executor` takes nothing but a ThreadPoolExecutor.
+
+    def __init__(self, workers: _Workers) -> None:
+        super().__init__()
+        self._workers = workers
+
+    def serve(self) -> None:
+        """Runs until stopped."""
+        while True:
+            try:
+                return self.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                # Raised by a task, which keeps it for whoever waits for the task;
+                # asyncio lets it through as well. The other tasks must go on.
+                continue
+
+    def run_in_executor(
+        self,
+        executor: concurrent.futures.Executor | None,
+        func: Callable[..., T],
+        *args: Any,
+    ) -> asyncio.Future[T]:
+        return super().run_in_executor(executor or self._workers, func, *args)
+
+    def close(self) -> None:
+        # First the workers: what they finish is announced to the loop.
+        self._workers.shutdown()
+        super().close()
+
+
+def _run_on_fresh_loop(awaitable: Awaitable[T]) -> T:
+    async def guest() -> T:
+        return await awaitable
+
+    # Workers of its own: a guest that blocks them must not block the engine.
+    def loop() -> _Loop:
+        return _Loop(_Workers("stowax-guest-worker", thread_count=4))
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        return runner.run(guest())
+
+
+async def _others_done() -> None:
+    """Returns once no other task is left on the loop."""
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others)
+
+
+_default: Runtime | None = None
+_default_lock = threading.Lock()
+
+
+def _forget_default_after_fork() -> None:
+    # The child has the objects but not the threads, and perhaps a lock that was held.
+    global _default, _default_lock
+    _default = None
+    _default_lock = threading.Lock()
+
+
+def _report_unseen_at_exit() -> None:
+    """Makes the process fail when a background save has failed and nobody noticed."""
+    if _default is None:
+        return
+    # A handler that ran after the first phase may have started something.
+    _default.finish()
+    failures = _default.unseen_failures.all()
+    if not failures:
+        return
+    for failure in failures:
+        print(
+            f"stowax: the background {failure.what} failed, and nobody had asked for"
+            f" its result: {type(failure.error).__name__}: {failure.error}",
+            file=sys.stderr,
+        )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Nothing gentler sets a status here: the interpreter has settled on one already,
+    # and swallows what handlers raise. The handlers that this skips are those of
+    # modules imported before stowax; in a run of several processes that spares the
+    # wait of `jax.distributed` for peers, which would end in an abort.
+    os._exit(1)
+
+
+atexit.register(_report_unseen_at_exit)
+if hasattr(os, "register_at_fork"):  # Windows has no fork.
+    os.register_at_fork(after_in_child=_forget_default_after_fork)
