@@ -1,0 +1,1 @@
+"""Who wrote a checkpoint, and what its documents say: one module per format."""

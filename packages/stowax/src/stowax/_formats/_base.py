@@ -1,0 +1,114 @@
+"""What every format offers to the operations: a checkpoint, its items, their arrays.
+
+A format recognises a directory by what is on disk, translates its documents into a
+`Manifest`, and gives an `ArraySource` that brings parts of the stored arrays into
+memory.  Everything after that is the same for all formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from stowax._box import Box
+from stowax._manifest import Digest, Manifest
+from stowax._stores._base import Store
+
+Layout = Literal["composite", "direct"]
+"""Items in sub-directories, or the files of the only item at the top."""
+
+ItemKind = Literal["tree", "json", "proto", "opaque"]
+"""What the files of an item are, judged by their presence alone."""
+
+RESERVED_NAMES = frozenset({"metrics", "AUTO", "_CHECKPOINT_DELETION"})
+"""Names that no checkpointable may have; those of the peer."""
+
+ITEM_DOCUMENT = "_METADATA"
+"""Its presence makes a directory a tree item, in every format of this family."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadRequest:
+    """One part of one stored array, and the memory it goes to."""
+
+    leaf: int
+    """Position in `Manifest.leaves`."""
+    box: Box
+    out: np.ndarray
+    """C-contiguous, of the box's shape and the stored dtype."""
+
+
+class ArraySource(Protocol):
+    """Brings stored arrays into memory."""
+
+    async def read(self, requests: Sequence[ReadRequest]) -> None:
+        """Fills every request, verified as far as the format allows.
+
+        Raises:
+            CorruptCheckpointError: Names the leaf, its chunk and the file.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeItem:
+    """A tree item, open for reading."""
+
+    path: str
+    manifest: Manifest
+    source: ArraySource
+    custom_metadata: Any = None
+    """User's metadata of the item itself (older API of the peer only)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenCheckpoint:
+    """What a checkpoint says about itself before any item is opened."""
+
+    path: str
+    format: Format
+    layout: Layout
+    items: Mapping[str, str]
+    """Name of every checkpointable → its directory; of a direct layout `{"": path}`."""
+    typestrs: Mapping[str, str] = field(default_factory=dict)
+    """Recorded handler type strings by name, as far as recorded."""
+    init_timestamp_nsecs: int | None = None
+    commit_timestamp_nsecs: int | None = None
+    custom_metadata: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Any = None
+    guest_files: Mapping[str, Digest] = field(default_factory=dict)
+    """Digests of files that no item manifest covers, by path below the checkpoint."""
+
+
+class Format(Protocol):
+    """One way to arrange a checkpoint on disk."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+    async def recognises(self, store: Store, path: str) -> bool:
+        """Whether the directory, which exists, is a checkpoint of this format."""
+        ...
+
+    async def open(self, store: Store, path: str, *, verify: bool) -> OpenCheckpoint:
+        """Reads what stands at the root.
+
+        Raises:
+            InvalidLayoutError: It is incomplete; says what was found.
+            CorruptCheckpointError: A document at the root is damaged.
+        """
+        ...
+
+    async def open_tree(self, store: Store, path: str, *, verify: bool) -> TreeItem:
+        """Opens the tree item whose directory is `path`.
+
+        Raises:
+            InvalidLayoutError: The directory holds no tree item of this format.
+            CorruptCheckpointError: A document of the item is damaged.
+        """
+        ...

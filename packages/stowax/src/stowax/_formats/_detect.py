@@ -1,0 +1,104 @@
+"""Which format a directory is in, judged by what is on disk.
+
+Where our own records are damaged, nothing else is tried: falling back to documents
+without checksums would turn a detected error into a silent one.  Only with
+`verify=False` are the documents of Orbax the second source.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+
+from stowax._formats._base import Format, OpenCheckpoint, TreeItem
+from stowax._formats._orbax import OrbaxV1Format
+from stowax._formats._orbax_v0 import OrbaxV0Format
+from stowax._formats._stowax import MANIFEST, ROOT_SEAL, StowaxFormat, open_tree_item
+from stowax._manifest import Digest
+from stowax._stores._base import Store, join, resolve
+from stowax.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    InvalidLayoutError,
+)
+
+_ORBAX: tuple[Format, ...] = (OrbaxV1Format(), OrbaxV0Format())
+_FORMATS: tuple[Format, ...] = (StowaxFormat(), *_ORBAX)
+
+
+async def open_checkpoint(store: Store, path: str, *, verify: bool) -> OpenCheckpoint:
+    """Opens the checkpoint at a path, whoever wrote it.
+
+    Raises:
+        CheckpointNotFoundError: Nothing is there.
+        InvalidLayoutError: It is no checkpoint, or an incomplete one.
+        CorruptCheckpointError: It is damaged.
+    """
+    path = await resolve(store, path)
+    entry = await store.stat(path)
+    if entry is None:
+        raise CheckpointNotFoundError(
+            f"nothing is at {path}{await _drafts_beside(store, path)}"
+        )
+    if not entry.is_directory:
+        raise InvalidLayoutError(f"{path} is a file; a checkpoint is a directory")
+    for known in _FORMATS:
+        if not await known.recognises(store, path):
+            continue
+        try:
+            checkpoint = await known.open(store, path, verify=verify)
+        except CorruptCheckpointError:
+            if verify or known in _ORBAX:
+                raise
+            continue
+        if verify and known in _ORBAX:
+            await _refuse_unsealed(store, checkpoint)
+        return checkpoint
+    names = [child.name for child in await store.list(path)]
+    shown = ", ".join(names[:8]) or "nothing"
+    raise InvalidLayoutError(f"{path} is no checkpoint; it holds: {shown}")
+
+
+async def open_tree(
+    store: Store, path: str, digests: Mapping[str, Digest], *, verify: bool
+) -> TreeItem:
+    """Opens the tree item in a directory, whoever wrote it.
+
+    Args:
+        store: Where it lies.
+        path: The item's directory.
+        digests: What the seal of the checkpoint says of files, by full path.
+        verify: Whether checksums are compared.
+
+    Raises:
+        InvalidLayoutError: The directory holds no tree item.
+        CorruptCheckpointError: A document is damaged.
+    """
+    manifest = join(path, MANIFEST)
+    if manifest in digests or await store.stat(manifest) is not None:
+        try:
+            expected = digests.get(manifest)
+            return await open_tree_item(store, path, expected, verify=verify)
+        except CorruptCheckpointError:
+            if verify:
+                raise
+    return await _ORBAX[0].open_tree(store, path, verify=verify)
+
+
+async def _refuse_unsealed(store: Store, checkpoint: OpenCheckpoint) -> None:
+    for directory in checkpoint.items.values():
+        if await store.stat(join(directory, MANIFEST)) is not None:
+            raise CorruptCheckpointError(
+                f"{join(checkpoint.path, ROOT_SEAL)} is missing, but {directory} has a "
+                "manifest. To load what is there without comparing checksums, use "
+                "`Context(integrity=IntegrityOptions(verify=False))`."
+            )
+
+
+async def _drafts_beside(store: Store, path: str) -> str:
+    """A word about unfinished saves, which explain most missing checkpoints."""
+    parent, name = posixpath.split(path)
+    if await store.stat(parent) is None:
+        return f"; there is no directory {parent} either"
+    found = [e.name for e in await store.list(parent) if e.name.startswith(f"{name}.")]
+    return f"; unfinished saves beside it: {', '.join(found)}" if found else ""

@@ -1,0 +1,66 @@
+"""Checkpoints as Orbax v1 arranges them: the indicator file, and a directory per item.
+
+<checkpoint>/
+  orbax.checkpoint          empty; its presence makes this the format
+  _CHECKPOINT_METADATA      must be there, says when and by which handlers
+  <name>/                   one checkpointable
+"""
+
+from __future__ import annotations
+
+from stowax._formats._base import OpenCheckpoint, TreeItem
+from stowax._formats._orbax_item import (
+    check_finished,
+    describe,
+    open_tree,
+    read_items,
+    read_metrics,
+    read_root,
+)
+from stowax._formats._orbax_json import INDICATOR, ROOT_DOCUMENT
+from stowax._stores._base import Store
+from stowax.errors import InvalidLayoutError
+
+
+class OrbaxV1Format:
+    """Reads what `orbax.checkpoint.v1` wrote."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return "Orbax v1"
+
+    async def recognises(self, store: Store, path: str) -> bool:
+        """Whether the indicator file is there."""
+        return await store.stat(f"{path}/{INDICATOR}") is not None
+
+    async def open(self, store: Store, path: str, *, verify: bool) -> OpenCheckpoint:
+        """Reads what stands at the root; nothing there can be verified.
+
+        Raises:
+            InvalidLayoutError: It is an unfinished save, or a file is missing.
+            CorruptCheckpointError: A document at the root is damaged.
+        """
+        check_finished(path)
+        entries = await store.list(path)
+        if not any(entry.name == ROOT_DOCUMENT for entry in entries):
+            raise InvalidLayoutError(
+                f"{path} has {INDICATOR}, but no {ROOT_DOCUMENT}: it is incomplete; "
+                f"it holds: {describe(entries)}."
+            )
+        root = await read_root(store, path)
+        return OpenCheckpoint(
+            path=path,
+            format=self,
+            layout="composite",
+            items=await read_items(store, path, entries),
+            typestrs=root.typestrs,
+            init_timestamp_nsecs=root.init_timestamp_nsecs,
+            commit_timestamp_nsecs=root.commit_timestamp_nsecs,
+            custom_metadata=root.custom_metadata,
+            metrics=await read_metrics(store, path),
+        )
+
+    async def open_tree(self, store: Store, path: str, *, verify: bool) -> TreeItem:
+        """Opens the tree item whose directory is `path`."""
+        return await open_tree(store, path, verify=verify)

@@ -1,0 +1,175 @@
+"""What both arrangements of Orbax have in common: tree items and documents at the root.
+
+The documents come through the store; the arrays of an item come through TensorStore,
+which needs a real directory.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import posixpath
+from collections.abc import Iterable
+from typing import Any
+
+from stowax._formats._base import ITEM_DOCUMENT, RESERVED_NAMES, TreeItem
+from stowax._formats._orbax_json import (
+    ARRAYS_DIRECTORY,
+    DELETION_DOCUMENT,
+    METRICS_DOCUMENT,
+    ROOT_DOCUMENT,
+    SHARDING_DOCUMENT,
+    STRINGS_DOCUMENT,
+    UNFINISHED_MARK,
+    RootDocument,
+    decode_deletion,
+    decode_documents,
+    decode_json,
+    decode_root,
+)
+from stowax._manifest import Manifest
+from stowax._stores._base import Entry, Store, read_bytes
+from stowax._tensorstore import TensorStoreSource
+from stowax.errors import CorruptCheckpointError, InvalidLayoutError
+
+AGGREGATE_DOCUMENT = "checkpoint"
+"""The whole tree as msgpack: all there was before 2024."""
+
+_DATABASE = "manifest.ocdbt"
+_PARTIAL_MARK = ".partial_save"
+_DOCUMENT_LIMIT_BYTES = 1 << 30
+"""A million leaves take a quarter of this."""
+
+
+async def open_tree(store: Store, path: str, *, verify: bool) -> TreeItem:
+    """Opens a tree item: its documents, and the metadata of every array.
+
+    Raises:
+        InvalidLayoutError: It is no tree item, or not one that can be read here.
+        CorruptCheckpointError: A document or an array's metadata is damaged.
+    """
+    entries = await store.list(path)
+    names = {entry.name for entry in entries}
+    if ITEM_DOCUMENT not in names:
+        raise InvalidLayoutError(f"{path} has no {ITEM_DOCUMENT}{_found(entries)}")
+    documents = {
+        name: await read_document(store, f"{path}/{name}")
+        for name in (ITEM_DOCUMENT, SHARDING_DOCUMENT, STRINGS_DOCUMENT)
+        if name in names
+    }
+    if ARRAYS_DIRECTORY in names:
+        for entry in await store.list(f"{path}/{ARRAYS_DIRECTORY}"):
+            name = f"{ARRAYS_DIRECTORY}/{entry.name}"
+            documents[name] = await read_document(store, f"{path}/{name}")
+    said = decode_documents(documents, path=path)
+    if verify and said.manifest_name is not None:
+        raise CorruptCheckpointError(
+            f"{path}/{ITEM_DOCUMENT} names an integrity manifest, "
+            f"{said.manifest_name!r}, which is missing. To load without verification: "
+            "`Context(integrity=IntegrityOptions(verify=False))`."
+        )
+
+    use_ocdbt = _DATABASE in names if said.use_ocdbt is None else said.use_ocdbt
+    directory = store.local_path(path)
+    if any(leaf.kind != "string" for leaf in said.manifest.leaves):
+        if use_ocdbt and _DATABASE not in names:
+            raise CorruptCheckpointError(
+                f"{path}: {_DATABASE}, the table of contents of its arrays, is missing"
+                + _found(entries)
+            )
+        if directory is None:
+            raise InvalidLayoutError(
+                f"{path} was written by Orbax and lies in {store.description}; its "
+                "arrays can be read from a directory of a file system only."
+            )
+    source = TensorStoreSource(
+        directory or pathlib.Path(path),
+        said.manifest.leaves,
+        use_ocdbt=use_ocdbt,
+        use_zarr3=said.use_zarr3,
+        stores_fill_value=said.stores_fill_value,
+    )
+    leaves = await source.array_facts()
+    return TreeItem(
+        path=path,
+        manifest=Manifest(root=said.manifest.root, leaves=leaves),
+        source=source,
+        custom_metadata=said.custom_metadata,
+    )
+
+
+def check_finished(path: str) -> None:
+    """Refuses directories that their names show to be unfinished saves.
+
+    Raises:
+        InvalidLayoutError: Says which kind of unfinished save it is.
+    """
+    name = posixpath.basename(path)
+    if UNFINISHED_MARK in name:
+        raise InvalidLayoutError(
+            f"{path} is an unfinished save: its name contains {UNFINISHED_MARK!r}. "
+            "Whoever wrote it was interrupted; load another checkpoint."
+        )
+    if _PARTIAL_MARK in name:
+        raise InvalidLayoutError(
+            f"{path} belongs to a partial save that was not finalized. Finish it with "
+            "`partial.finalize`, or load another checkpoint."
+        )
+
+
+async def read_items(
+    store: Store, path: str, entries: Iterable[Entry]
+) -> dict[str, str]:
+    """Name and directory of every item; one that is being deleted is gone already."""
+    hidden = set(RESERVED_NAMES)
+    if any(entry.name == DELETION_DOCUMENT for entry in entries):
+        data = await read_document(store, f"{path}/{DELETION_DOCUMENT}")
+        hidden.add(decode_deletion(data, path=path))
+    return {
+        entry.name: f"{path}/{entry.name}"
+        for entry in entries
+        if entry.is_directory
+        and entry.name not in hidden
+        and UNFINISHED_MARK not in entry.name
+    }
+
+
+async def read_root(store: Store, path: str) -> RootDocument:
+    """`_CHECKPOINT_METADATA`; a missing one says nothing."""
+    try:
+        data = await read_document(store, f"{path}/{ROOT_DOCUMENT}")
+    except FileNotFoundError:
+        return RootDocument()
+    return decode_root(data, path=path)
+
+
+async def read_metrics(store: Store, path: str) -> Any:
+    """The metrics of a step, or None."""
+    document = f"{path}/{METRICS_DOCUMENT}"
+    try:
+        data = await read_document(store, document)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return decode_json(data, path=document)
+
+
+async def read_document(store: Store, path: str) -> bytes:
+    """A whole document of reasonable size."""
+    return await read_bytes(store, path, limit_bytes=_DOCUMENT_LIMIT_BYTES)
+
+
+def describe(entries: Iterable[Entry]) -> str:
+    """What is in a directory, for messages."""
+    names = [e.name + "/" * e.is_directory for e in entries]
+    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    return shown or "nothing"
+
+
+def _found(entries: Iterable[Entry]) -> str:
+    entries = list(entries)
+    hint = ""
+    if any(e.name == AGGREGATE_DOCUMENT and not e.is_directory for e in entries):
+        hint = (
+            f" The file {AGGREGATE_DOCUMENT!r} is the msgpack format that Orbax wrote "
+            "until 2023, which cannot be read."
+        )
+    return f"; it holds: {describe(entries)}.{hint}"

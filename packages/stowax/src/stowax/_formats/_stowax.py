@@ -1,0 +1,226 @@
+"""Our own format: a manifest in every item, and a seal over the root.
+
+`stowax.json` at the root holds digests of the documents at the root, of every item's
+manifest and of the files that guests wrote.  `stowax.manifest` in an item holds what
+is stored and digests of the item's other documents.  Reading needs nothing else; the
+documents of Orbax beside them are written for others, and only their digests matter
+here.
+
+The encoders are pure; the `StowaxFormat` reads.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+from typing import Any
+
+from stowax._codecs._checksum import crc32c, seal, unseal
+from stowax._codecs._item_manifest import (
+    FORMAT_VERSION,
+    ItemRoot,
+    check_version,
+    decode_digests,
+    decode_part,
+    decode_root,
+    encode_digests,
+)
+from stowax._engine import ChunkSource
+from stowax._formats import _orbax_json
+from stowax._formats._base import Layout, OpenCheckpoint, TreeItem
+from stowax._manifest import Digest, Manifest
+from stowax._stores._base import Store, join, read_bytes
+from stowax.errors import CorruptCheckpointError
+
+ROOT_SEAL = "stowax.json"
+MANIFEST = "stowax.manifest"
+PART_PREFIX = "stowax.chunks."
+
+_DOCUMENT_LIMIT_BYTES = 1 << 30
+
+_ADVICE = (
+    "It is damaged, or was changed after it was saved (by deleting an item with Orbax, "
+    "for instance). To load what is there without comparing checksums, use "
+    "`Context(integrity=IntegrityOptions(verify=False))`."
+)
+
+
+def encode_seal(
+    *,
+    layout: Layout,
+    documents: Mapping[str, Digest],
+    manifests: Mapping[str, Digest],
+    guests: Mapping[str, Digest],
+) -> bytes:
+    """The seal of a checkpoint; all names are relative to its root."""
+    return seal(
+        {
+            "format": "stowax-checkpoint",
+            "version": FORMAT_VERSION,
+            "layout": layout,
+            "documents": encode_digests(documents),
+            "manifests": encode_digests(manifests),
+            "guests": encode_digests(guests),
+        }
+    )
+
+
+class StowaxFormat:
+    """Reads what this library wrote."""
+
+    name = "stowax"
+
+    async def recognises(self, store: Store, path: str) -> bool:
+        """By the seal; or, of an item alone, by its manifest."""
+        return (
+            await store.stat(join(path, ROOT_SEAL)) is not None
+            or await store.stat(join(path, MANIFEST)) is not None
+        )
+
+    async def open(self, store: Store, path: str, *, verify: bool) -> OpenCheckpoint:
+        """Reads the seal and the metadata at the root."""
+        if await store.stat(join(path, ROOT_SEAL)) is None:
+            return OpenCheckpoint(
+                path=path, format=self, layout="direct", items={"": path}
+            )
+        sealed = await _read_sealed(store, join(path, ROOT_SEAL), "stowax-checkpoint")
+        try:
+            documents = decode_digests(sealed["documents"])
+            manifests = decode_digests(sealed["manifests"])
+            guests = decode_digests(sealed["guests"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptCheckpointError(
+                f"{join(path, ROOT_SEAL)} is no seal: {error}. {_ADVICE}"
+            ) from error
+        digests = {**documents, **manifests, **guests}
+        root = await read_document(
+            store,
+            join(path, _orbax_json.ROOT_DOCUMENT),
+            documents.get(_orbax_json.ROOT_DOCUMENT),
+            verify,
+        )
+        facts = _orbax_json.decode_root(root, path=path)
+        items = {
+            name: join(path, name)
+            for name in sorted({name.split("/")[0] for name in digests if "/" in name})
+        }
+        metrics = items.pop("metrics", None)
+        if verify:
+            await _check_items(store, path, items)
+        return OpenCheckpoint(
+            path=path,
+            format=self,
+            layout="composite",
+            items=items,
+            typestrs=facts.typestrs,
+            init_timestamp_nsecs=facts.init_timestamp_nsecs,
+            commit_timestamp_nsecs=facts.commit_timestamp_nsecs,
+            custom_metadata=facts.custom_metadata,
+            metrics=None
+            if metrics is None
+            else await _read_metrics(store, join(metrics, "metrics"), digests, verify),
+            guest_files={join(path, name): d for name, d in digests.items()},
+        )
+
+    async def open_tree(self, store: Store, path: str, *, verify: bool) -> TreeItem:
+        """Reads the manifest of an item and its chunk tables."""
+        return await open_tree_item(store, path, None, verify=verify)
+
+
+async def open_tree_item(
+    store: Store, path: str, expected: Digest | None, *, verify: bool
+) -> TreeItem:
+    """Opens an item by its manifest.
+
+    Args:
+        store: Where it lies.
+        path: The directory of the item.
+        expected: What the seal of the checkpoint says of the manifest, if known.
+        verify: Whether checksums are compared.
+    """
+    location = join(path, MANIFEST)
+    try:
+        data = await read_document(store, location, expected, verify)
+        root = decode_root(data)
+        tables = []
+        for name, digest in root.parts.items():
+            location = join(path, name)
+            part = await read_document(store, location, digest, verify)
+            tables.append(decode_part(part))
+    except CorruptCheckpointError as error:
+        if str(error).startswith(location):
+            raise
+        raise CorruptCheckpointError(f"{location}: {error}. {_ADVICE}") from error
+    manifest = Manifest(root=root.root, leaves=root.leaves, chunks=tuple(tables))
+    _check_leaves(path, root, manifest)
+    return TreeItem(
+        path=path,
+        manifest=manifest,
+        source=ChunkSource(store, path, manifest, verify=verify),
+    )
+
+
+async def read_document(
+    store: Store, path: str, expected: Digest | None, verify: bool
+) -> bytes:
+    """Reads a whole document and compares it with its digest.
+
+    Raises:
+        CorruptCheckpointError: It is missing although it is recorded, or differs.
+    """
+    limit_bytes = _DOCUMENT_LIMIT_BYTES
+    try:
+        data = await read_bytes(store, path, limit_bytes=limit_bytes)
+    except FileNotFoundError as error:
+        raise CorruptCheckpointError(f"{path} is missing. {_ADVICE}") from error
+    if verify and expected is not None and Digest(
+        size_bytes=len(data), crc32c=crc32c(data)
+    ) != expected:  # fmt: skip
+        raise CorruptCheckpointError(
+            f"{path}: its {len(data)} bytes are not the {expected.size_bytes} bytes "
+            f"that were saved (by their checksum). {_ADVICE}"
+        )
+    return data
+
+
+async def _read_sealed(store: Store, path: str, kind: str) -> dict[str, Any]:
+    try:
+        data = await read_bytes(store, path, limit_bytes=_DOCUMENT_LIMIT_BYTES)
+        document = unseal(data)
+        check_version(document, kind)
+    except CorruptCheckpointError as error:
+        raise CorruptCheckpointError(f"{path}: {error}. {_ADVICE}") from error
+    return document
+
+
+async def _read_metrics(
+    store: Store, path: str, digests: Mapping[str, Digest], verify: bool
+) -> Any:
+    data = await read_document(store, path, digests.get("metrics/metrics"), verify)
+    return _orbax_json.decode_json(data, path=path)
+
+
+async def _check_items(store: Store, path: str, items: Mapping[str, str]) -> None:
+    """Refuses items that the seal does not know: nothing there would be verified."""
+    for entry in await store.list(path):
+        if entry.is_directory and entry.name not in {*items, "metrics"}:
+            below = {child.name for child in await store.list(join(path, entry.name))}
+            if MANIFEST in below:
+                raise CorruptCheckpointError(
+                    f"{join(path, entry.name)} has a manifest that "
+                    f"{posixpath.join(path, ROOT_SEAL)} does not name. {_ADVICE}"
+                )
+    for name, directory in items.items():
+        if await store.stat(directory) is None:
+            raise CorruptCheckpointError(
+                f"{path}: the checkpointable {name!r} is missing. {_ADVICE}"
+            )
+
+
+def _check_leaves(path: str, root: ItemRoot, manifest: Manifest) -> None:
+    for table in manifest.chunks or ():
+        if len(table) and int(table.leaf.max()) >= len(root.leaves):
+            raise CorruptCheckpointError(
+                f"{path}: a chunk table names leaf {int(table.leaf.max())} of "
+                f"{len(root.leaves)}. {_ADVICE}"
+            )

@@ -1,0 +1,218 @@
+"""Every checkpoint of tests/golden/ is read, refused or found damaged, as it should be.
+
+A case stands in `READ`, or in `PENDING` with the reason why it cannot be read yet.
+"""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from golden_cases import GOLDEN, all_cases, compare, load_case
+
+import stowax
+from stowax._formats._detect import open_checkpoint
+from stowax._formats._orbax_json import decode_documents, encode_documents
+from stowax._stores._local import LocalStore
+from stowax.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    InvalidLayoutError,
+    InvalidNameError,
+)
+
+READ = (
+    "mp2_basic",
+    "v0_array",
+    "v0_composite",
+    "v0_json",
+    "v0_manager",
+    "v0_pytree",
+    "v0_pytree_files",
+    "v0_standard",
+    "v1_basic",
+    "v1_cast_bf16",
+    "v1_checkpointables",
+    "v1_chunked",
+    "v1_containers",
+    "v1_dtypes",
+    "v1_dtypes_zarr2",
+    "v1_int_keys",
+    "v1_list_root",
+    "v1_name_collision",
+    "v1_nnx_state",
+    "v1_odd_keys",
+    "v1_only_strings",
+    "v1_partial_final",
+    "v1_prng",
+    "v1_rich_types",
+    "v1_scalars",
+    "v1_sharded_8dev",
+    "v1_sharded_8dev_zarr2_files",
+    "v1_sharded_replica_folders",
+    "v1_small_data_files",
+    "v1_training",
+    "v1_uncompressed",
+    "v1_zarr2_files",
+    "v1_zarr2_ocdbt",
+    "v1_zarr3_files",
+)
+"""Complete checkpoints; what is loaded equals what was saved."""
+
+REFUSED = {
+    "v1_interrupted_rename": "checkpoint.orbax-checkpoint-tmp",
+    "v1_partial_pending": "checkpoint.partial_save",
+}
+"""Unfinished saves, with the directory that somebody might try to load."""
+
+DAMAGED = {
+    "corrupt_bad_json_metadata": CorruptCheckpointError,
+    "corrupt_flipped_byte_btree": CorruptCheckpointError,
+    "corrupt_flipped_byte_manifest": CorruptCheckpointError,
+    "corrupt_missing_manifest": CorruptCheckpointError,
+    "corrupt_missing_metadata": InvalidLayoutError,
+    "corrupt_truncated_data_file": CorruptCheckpointError,
+}
+"""Damage that is found, with the error."""
+
+UNNOTICED = {
+    # The format of the peer has no checksum there.
+    "corrupt_flipped_byte_data": ["['big']"],
+    # A sharding is a wish, not data: arrays are placed without it.
+    "corrupt_missing_sharding": [],
+}
+"""Damage that nothing in the format shows, with the leaves that come out wrong."""
+
+PENDING: dict[str, str] = {}
+"""Cases that cannot be read yet, with the reason."""
+
+
+def test_every_case_has_its_place():
+    """No case is left out, and none is both read and pending."""
+    listed = [*READ, *REFUSED, *DAMAGED, *UNNOTICED, *PENDING]
+    for name, reason in PENDING.items():
+        print(f"pending: {name}: {reason}")
+
+    assert sorted(listed) == [case.name for case in all_cases()]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_reads_what_was_saved(name):
+    """Every checkpointable has the tree, the values and the dtypes that were saved."""
+    case = load_case(name)
+
+    assert case.status == "ok"
+    for path, content in case.checkpoints.items():
+        assert _differences(path, content) == []
+
+
+@pytest.mark.parametrize("name", READ)
+def test_knows_what_was_saved_beside(name):
+    """Layout, handlers, metrics and the user's metadata are those that were saved."""
+    for path, content in load_case(name).checkpoints.items():
+        found = asyncio.run(open_checkpoint(LocalStore(), str(path), verify=True))
+
+        layout = f"v0_{found.layout}" if found.format.name == "Orbax v0" else "v1"
+        handlers = content.get("item_handlers") or {}
+        assert layout == content["layout"]
+        assert found.custom_metadata == (content.get("custom_metadata") or {})
+        assert found.metrics == content.get("metrics")
+        assert found.typestrs == (
+            {"": handlers} if isinstance(handlers, str) else handlers
+        )
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_unfinished_save_is_refused(name):
+    """An unfinished save is no checkpoint, neither under its own name nor the final."""
+    case = load_case(name)
+
+    assert case.status == "incomplete"
+    with pytest.raises(CheckpointNotFoundError, match=REFUSED[name]):
+        stowax.load(case.directory / "checkpoint")
+    with pytest.raises((InvalidLayoutError, InvalidNameError)):
+        stowax.load(case.directory / REFUSED[name])
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damage_is_found(name):
+    """Damage that the format shows is an error of ours that names the item."""
+    case = load_case(name)
+
+    assert case.status == "corrupt"
+    with pytest.raises(DAMAGED[name], match="state"):
+        stowax.load_checkpointables(case.directory / "checkpoint")
+
+
+@pytest.mark.parametrize("name", UNNOTICED)
+def test_damage_that_the_format_cannot_show(name):
+    """Without a checksum only the damaged leaf is wrong, and nothing else."""
+    case = load_case(name)
+    content = case.expected["undamaged"]["checkpoint"]
+
+    differences = _differences(case.directory / "checkpoint", content)
+
+    assert [line.partition(":")[0] for line in differences] == UNNOTICED[name]
+
+
+@pytest.mark.parametrize(
+    "item",
+    sorted(GOLDEN.glob("v?_*/checkpoint*/**/_METADATA")),
+    ids=lambda p: p.parts[-3],
+)
+def test_documents_are_written_as_the_peer_writes_them(item):
+    """What the documents of Orbax say comes out again when they are written anew."""
+    directory = item.parent
+    names = ("_METADATA", "_sharding", "_strings.json", "array_metadatas/*")
+    files = [file for name in names for file in directory.glob(name)]
+    documents = {str(f.relative_to(directory)): f.read_bytes() for f in files}
+    manifest = decode_documents(documents, path=str(directory)).manifest
+
+    again = encode_documents(
+        manifest,
+        process_count=sum("/" in name for name in documents),
+        manifest_name=None,
+    )
+
+    # Without its option for rich types, Orbax itself says None for a NamedTuple.
+    said = {k: v.replace(b"NamedTuple", b"None") for k, v in documents.items()}
+    assert {k: _tree_part(v) for k, v in again.items()} == {
+        k: _tree_part(v) for k, v in said.items()
+    }
+
+
+def _tree_part(document: bytes) -> Any:
+    said = json.loads(document)
+    return said.get("tree_metadata", said)
+
+
+def _differences(path: Path, content: dict[str, Any]) -> list[str]:
+    """How what is loaded differs from a description of the whole checkpoint."""
+    items = content.get("items") or {"": content["item"]}
+    with jax.enable_x64(True):
+        loaded = stowax.load_checkpointables(path)
+
+    # Metrics belong to the checkpoint; they are none of its checkpointables.
+    assert loaded.keys() == items.keys() - {"metrics"}
+    return [
+        difference
+        for name, value in loaded.items()
+        for difference in _item_differences(items[name], value)
+    ]
+
+
+def _item_differences(item: dict[str, Any], value: Any) -> list[str]:
+    match item:
+        case {"kind": "pytree", "tree": tree}:
+            return compare(tree, value)
+        case {"kind": "json", "json": expected}:
+            return [] if value == expected else [f"other JSON: {value}"]
+        case {"kind": "proto", "text": expected}:
+            text = Path(value.path, "proto.pbtxt").read_text()
+            return [] if text == expected else [f"other text: {text}"]
+        case {"kind": "opaque", "files": expected}:
+            files = list(value.files)
+            return [] if files == expected else [f"other files: {files}"]
+    raise ValueError(item["kind"])
