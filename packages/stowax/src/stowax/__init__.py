@@ -1,0 +1,71 @@
+"""Stowax: checkpoints for JAX that are never silently wrong.
+
+Save and load trees of arrays, or several named checkpointables at once; in the
+background; from one process or many; onto any mesh.  The names are those of Orbax v1:
+`import stowax as ocp` runs code that was written for it.
+
+    save, save_async, load, load_async           one state: a tree
+    save_checkpointables(_async),
+    load_checkpointables(_async)                 several parts, one atomic checkpoint
+    metadata, checkpointables_metadata           what is stored, without loading it
+    Context, options                             how all of these behave
+    training.Checkpointer                        the steps of a training run
+    handlers, arrays, tree, path, multihost, errors
+"""
+
+from stowax import arrays as arrays
+from stowax import errors as errors
+from stowax import handlers as handlers
+from stowax import multihost as multihost
+from stowax import options as options
+from stowax import path as path
+from stowax import tree as tree
+from stowax._context import Context as Context
+from stowax._handlers._base import CheckpointableHandler as CheckpointableHandler
+from stowax._handlers._base import StatefulCheckpointable as StatefulCheckpointable
+from stowax._inspect import checkpointables_metadata as checkpointables_metadata
+from stowax._inspect import is_orbax_checkpoint as is_orbax_checkpoint
+from stowax._inspect import metadata as metadata
+from stowax._load import OpaqueCheckpointable as OpaqueCheckpointable
+from stowax._load import load as load
+from stowax._load import load_async as load_async
+from stowax._load import load_checkpointables as load_checkpointables
+from stowax._load import load_checkpointables_async as load_checkpointables_async
+from stowax._metadata import CheckpointMetadata as CheckpointMetadata
+from stowax._public import claim as _claim
+from stowax._response import AsyncResponse as AsyncResponse
+from stowax._save import save as save
+from stowax._save import save_async as save_async
+from stowax._save import save_checkpointables as save_checkpointables
+from stowax._save import save_checkpointables_async as save_checkpointables_async
+from stowax.tree import PLACEHOLDER as PLACEHOLDER
+
+__all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
+    "AsyncResponse",
+    "CheckpointMetadata",
+    "CheckpointableHandler",
+    "Context",
+    "OpaqueCheckpointable",
+    "PLACEHOLDER",
+    "StatefulCheckpointable",
+    "arrays",
+    "checkpointables_metadata",
+    "errors",
+    "handlers",
+    "is_orbax_checkpoint",
+    "load",
+    "load_async",
+    "load_checkpointables",
+    "load_checkpointables_async",
+    "metadata",
+    "multihost",
+    "options",
+    "path",
+    "save",
+    "save_async",
+    "save_checkpointables",
+    "save_checkpointables_async",
+    "tree",
+]
+
+_claim(globals())

@@ -1,0 +1,317 @@
+"""From a draft to a published checkpoint.
+
+    begun ──▶ written ──▶ sealed ──▶ synced ──▶ published
+      └──────────┴──────────┴──────────┴──▶ abandoned
+
+Everything up to *synced* happens inside the draft, a directory that no reader takes
+for a checkpoint; a failure anywhere abandons it and leaves what was there before
+untouched.  The step to *published* is one call of the store, made by the primary
+process after all processes have said that their part is written and durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import pathlib
+import posixpath
+import uuid
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stowax._codecs._item_manifest import digest
+from stowax._context import Settings
+from stowax._formats._base import ITEM_DOCUMENT
+from stowax._formats._orbax_json import (
+    COMMIT_DOCUMENT,
+    INDICATOR,
+    METRICS_TYPESTR,
+    ROOT_DOCUMENT,
+    encode_root,
+    item_kind,
+)
+from stowax._formats._stowax import MANIFEST, ROOT_SEAL, encode_seal
+from stowax._handlers._json import JsonHandler
+from stowax._handlers._pytree import PyTreeHandler
+from stowax._manifest import Digest
+from stowax._operation import (
+    DRAFT_MARK,
+    EngineTask,
+    Operation,
+    operation_id,
+    store_of,
+)
+from stowax._runtime import Runtime, on_worker
+from stowax._stores._base import join, read_bytes, walk
+from stowax._tasks import run_all
+from stowax.errors import CheckpointExistsError, DeadlineError
+
+_logger = logging.getLogger("stowax")
+
+_GUEST_FILE_LIMIT_BYTES = 1 << 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootFacts:
+    """What stands at the root of a checkpoint beside its items."""
+
+    custom_metadata: Mapping[str, Any]
+    metrics: Any = None
+    is_step: bool = False
+    """A step of a training run, which Orbax arranges a little differently: without
+    the indicator of its v1 layout, and with a commit file in every item."""
+
+
+async def begin(
+    path: str, settings: Settings, runtime: Runtime, *, overwrite: bool, borrow: bool
+) -> Operation:
+    """Agrees on a draft for `path` and makes it.
+
+    Raises:
+        CheckpointExistsError: Something is at the path and may not be replaced.
+    """
+    store, processes = store_of(settings, path), runtime.processes
+    operation = Operation(
+        id=operation_id("save", path, runtime, settings),
+        directory="",
+        store=store,
+        runtime=runtime,
+        processes=processes,
+        settings=settings,
+        borrow=borrow,
+    )
+    outcome: bytes | Exception = b""
+    if processes.index == processes.primary:
+        try:
+            await store.complete_replacement(path)
+            if not overwrite and await store.stat(path) is not None:
+                raise CheckpointExistsError(
+                    f"{path} exists already. Choose another path, or replace it with "
+                    "`overwrite=True`."
+                )
+            attempt = uuid.uuid4().hex
+            await store.make_directory(f"{path}{DRAFT_MARK}-{attempt}")
+            outcome = attempt.encode()
+        except Exception as error:  # noqa: BLE001 the others wait for the draft's name
+            outcome = error
+    operation.directory = path
+    attempts = await operation.agree("begin", outcome)
+    attempt = attempts[processes.primary].decode()
+    operation.directory = f"{path}{DRAFT_MARK}-{attempt}"
+    return operation
+
+
+async def commit(
+    operation: Operation,
+    path: str,
+    work: Mapping[str, Awaitable[None]],
+    typestrs: Mapping[str, str],
+    facts: RootFacts,
+    *,
+    started_nsecs: int,
+    replace: bool,
+) -> None:
+    """Waits for all items, seals, syncs and publishes.
+
+    Args:
+        operation: Under way since `begin`.
+        path: The final path.
+        work: The second phase of every checkpointable of this process.
+        typestrs: What to record for checkpointables whose files do not tell.
+        facts: What stands at the root.
+        started_nsecs: When the save began.
+        replace: Whether what is at the path is replaced.
+
+    Raises:
+        DeadlineError: It took longer than the Context allows.
+        Exception: Whatever a handler raised; what was at the path is untouched.
+    """
+    timeout_secs = operation.settings.timeout_secs
+    try:
+        async with asyncio.timeout(timeout_secs):
+            await operation.agree("written", await _outcome(_finish(operation, work)))
+            outcome: bytes | Exception = b""
+            if operation.processes.index == operation.processes.primary:
+                outcome = await _outcome(
+                    _publish(
+                        operation,
+                        path,
+                        typestrs,
+                        facts,
+                        started_nsecs=started_nsecs,
+                        replace=replace,
+                    )
+                )
+            await operation.agree("published", outcome)
+    except BaseException as error:
+        await abandon(operation)
+        if isinstance(error, TimeoutError) and not isinstance(error, DeadlineError):
+            raise DeadlineError(
+                f"the save to {path} took longer than {timeout_secs:g} s and was given "
+                "up; allow more with `AsyncOptions(timeout_secs=...)`"
+            ) from error
+        raise
+    finally:
+        if operation.scratch is not None:
+            operation.scratch.cleanup()
+
+
+async def abandon(operation: Operation) -> None:
+    """Removes the draft; failing that, leaves it, which does no harm."""
+    if operation.processes.index != operation.processes.primary:
+        return
+    try:
+        await operation.store.delete(operation.directory)
+    except Exception as error:  # noqa: BLE001 the first failure is the one to report
+        _logger.warning("could not remove the draft %s: %s", operation.directory, error)
+
+
+async def _outcome(work: Awaitable[None]) -> bytes | Exception:
+    """Turns a failure into a value that can be told to the other processes."""
+    try:
+        await work
+    except Exception as error:  # noqa: BLE001 whatever it is, the others must hear it
+        return error
+    return b""
+
+
+async def _finish(operation: Operation, work: Mapping[str, Awaitable[None]]) -> None:
+    """Waits for every item; then makes durable what guests of this process wrote."""
+    await run_all(
+        _finish_one(operation, name, awaitable) for name, awaitable in work.items()
+    )
+
+
+async def _finish_one(
+    operation: Operation, name: str, awaitable: Awaitable[None]
+) -> None:
+    directory = join(operation.directory, name)
+    if isinstance(awaitable, EngineTask):
+        await asyncio.wrap_future(awaitable.future)
+    else:
+        await asyncio.wrap_future(operation.runtime.start_guest(awaitable))
+    await operation.store.make_directory(directory)
+    if operation.scratch is not None:
+        await _adopt(operation, directory)
+    loose = [
+        path
+        for path, entry in await walk(operation.store, directory)
+        if not entry.is_directory and not _is_covered(operation, path)
+    ]
+    await operation.store.sync(loose)
+
+
+async def _adopt(operation: Operation, directory: str) -> None:
+    """Copies into the store what a guest wrote into its scratch directory."""
+    local = operation.local_directory(directory)
+    # A guest's files are small next to arrays, which go through the engine.
+    for relative, content in await on_worker(_read_all, local):
+        await operation.store.write(join(directory, relative), [content])
+
+
+def _read_all(local: pathlib.Path) -> list[tuple[str, bytes]]:
+    return [
+        (file.relative_to(local).as_posix(), file.read_bytes())
+        for file in sorted(local.rglob("*"))
+        if file.is_file()
+    ]
+
+
+def _is_covered(operation: Operation, path: str) -> bool:
+    """Whether a manifest of this operation has the digest of a file."""
+    return any(
+        path == join(directory, MANIFEST)
+        or (
+            path.startswith(f"{directory}/") and path[len(directory) + 1 :] in files
+        )
+        for directory, (_, files) in operation.manifests.items()
+    )  # fmt: skip
+
+
+async def _publish(
+    operation: Operation,
+    path: str,
+    typestrs: Mapping[str, str],
+    facts: RootFacts,
+    *,
+    started_nsecs: int,
+    replace: bool,
+) -> None:
+    store, draft = operation.store, operation.directory
+    if facts.metrics is not None:
+        typestrs = {**typestrs, "metrics": METRICS_TYPESTR}
+        data = json.dumps(facts.metrics).encode()
+        await _write(operation, "metrics/metrics", data)
+    names = sorted(typestrs)
+    if facts.is_step:
+        for name in names:
+            await _write(operation, f"{name}/{COMMIT_DOCUMENT}", _commit_text(path))
+    recorded = {
+        name: await _recorded(operation, name, typestrs[name]) for name in names
+    }
+    documents = {
+        ROOT_DOCUMENT: encode_root(
+            typestrs=recorded,
+            init_timestamp_nsecs=started_nsecs,
+            commit_timestamp_nsecs=operation.runtime.now_nsecs(),
+            custom_metadata=facts.custom_metadata,
+        ),
+        COMMIT_DOCUMENT: _commit_text(path),
+    }
+    if not facts.is_step:
+        documents[INDICATOR] = b""
+    guests = await _sum_guest_files(operation)
+    documents[ROOT_SEAL] = encode_seal(
+        layout="composite",
+        documents={name: digest(data) for name, data in documents.items()},
+        manifests={
+            posixpath.relpath(join(directory, MANIFEST), draft): sum_
+            for directory, (sum_, _) in operation.manifests.items()
+        },
+        guests=guests,
+    )
+    for name, data in documents.items():
+        await _write(operation, name, data)
+    directories = [p for p, entry in await walk(store, draft) if entry.is_directory]
+    await store.sync([*directories, draft])
+    await store.publish(draft, path, replace=replace)
+    await store.sync([posixpath.dirname(path)])
+
+
+async def _write(operation: Operation, name: str, data: bytes) -> None:
+    path = join(operation.directory, name)
+    await operation.store.write(path, [data], size_bytes=len(data))
+    await operation.store.sync([path])
+
+
+async def _recorded(operation: Operation, name: str, typestr: str) -> str:
+    """What to record as the handler of an item: what its files are, before all.
+
+    So an item that a `StatefulCheckpointable` wrote with `PyTreeHandler` is readable
+    without its class.
+    """
+    entries = await operation.store.list(join(operation.directory, name))
+    files = {entry.name for entry in entries}
+    if ITEM_DOCUMENT in files:
+        return PyTreeHandler.typestr
+    if item_kind(files) == "json" and typestr != METRICS_TYPESTR:
+        return JsonHandler.typestr
+    return typestr
+
+
+async def _sum_guest_files(operation: Operation) -> dict[str, Digest]:
+    """Digests of all files in the draft that no manifest covers."""
+    store, draft = operation.store, operation.directory
+    digests: dict[str, Digest] = {}
+    for path, entry in await walk(store, draft):
+        if entry.is_directory or _is_covered(operation, path):
+            continue
+        data = await read_bytes(store, path, limit_bytes=_GUEST_FILE_LIMIT_BYTES)
+        digests[posixpath.relpath(path, draft)] = digest(data)
+    return digests
+
+
+def _commit_text(path: str) -> bytes:
+    return f"The checkpoint {posixpath.basename(path)} is complete.\n".encode()

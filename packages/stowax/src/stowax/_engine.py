@@ -1,0 +1,329 @@
+"""Bytes between memory and the store: chunks written, chunks read and verified.
+
+A save passes every payload once, in pieces small enough to be still in the cache when
+they are written, and sums them on the way.  A load reads each chunk once, however many
+parts need it: straight into the caller's memory where the chunk lies there in one
+piece, through scratch memory where it does not, and small neighbours together.
+Checksums are compared before anybody sees a byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from stowax._box import Box, chunks_in, grid_counts
+from stowax._codecs._checksum import RunningChecksum, verify_blocks
+from stowax._codecs._item_manifest import build_table
+from stowax._codecs._zarr import TRAILER_BYTES, dtype_from_name, encode_trailer
+from stowax._formats._base import ReadRequest
+from stowax._manifest import ChunkTable, LeafEntry, Manifest
+from stowax._plan._write import ChunkWrite, FilePlan, WritePlan
+from stowax._runtime import on_worker
+from stowax._stores._base import Store, join
+from stowax._tasks import run_all
+from stowax._transfer import allocate
+from stowax.errors import CorruptCheckpointError
+
+PIECE_BYTES = 4 << 20
+"""Larger pieces leave the cache between the checksum and the write."""
+
+_SMALL_BYTES = 64 << 10
+"""Below this, copying into one buffer is cheaper than one more vector of a write."""
+
+_NEIGHBOUR_BYTES = 1 << 20
+"""Chunks up to this size are read together with their neighbours."""
+
+_CONCURRENT_READS = 4
+
+
+async def write_chunks(
+    store: Store,
+    directory: str,
+    plan: WritePlan,
+    parts: Mapping[tuple[int, Box], np.ndarray],
+) -> ChunkTable:
+    """Writes the data files of this process, side by side, and syncs them.
+
+    Args:
+        store: Where to.
+        directory: The item's directory; file names are relative to it.
+        plan: What this process writes.
+        parts: Host memory by leaf and part.
+
+    Returns:
+        Where everything lies, with the checksums taken on the way.
+    """
+    sums: list[list[tuple[int, ...]]] = [[] for _ in plan.files]
+    await run_all(
+        _write_file(store, directory, file, parts, noted)
+        for file, noted in zip(plan.files, sums, strict=True)
+    )
+    rows = [
+        (c.leaf, position, c.chunk, c.offset_bytes, c.length_bytes, noted)
+        for position, file in enumerate(plan.files)
+        for c, noted in zip(file.chunks, sums[position], strict=True)
+    ]
+    return build_table([(file.name, file.size_bytes) for file in plan.files], rows)
+
+
+async def _write_file(
+    store: Store,
+    directory: str,
+    file: FilePlan,
+    parts: Mapping[tuple[int, Box], np.ndarray],
+    noted: list[tuple[int, ...]],
+) -> None:
+    path = join(directory, file.name)
+    pieces = _gather_small(_pieces(file, parts, noted))
+    await store.write(path, pieces, size_bytes=file.size_bytes)
+    await store.sync([path])
+
+
+def _pieces(
+    file: FilePlan,
+    parts: Mapping[tuple[int, Box], np.ndarray],
+    noted: list[tuple[int, ...]],
+) -> Iterator[memoryview | bytes]:
+    """The bytes of a data file in order; notes the checksums of every chunk."""
+    position = 0
+    for chunk in file.chunks:
+        if chunk.offset_bytes > position:
+            yield bytes(chunk.offset_bytes - position)
+        payload = _payload(chunk, parts[chunk.leaf, chunk.part])
+        checksum = RunningChecksum()
+        for start in range(0, len(payload), PIECE_BYTES):
+            piece = payload[start : start + PIECE_BYTES]
+            checksum.update(piece)
+            yield piece
+        noted.append(checksum.finish())
+        yield encode_trailer(checksum.value)
+        position = chunk.offset_bytes + chunk.length_bytes + TRAILER_BYTES
+
+
+def _payload(chunk: ChunkWrite, part: np.ndarray) -> memoryview:
+    """Elements of one chunk, C order, little-endian; a copy only where it must be."""
+    cut = part[chunk.box.within(chunk.part)]
+    if cut.shape != chunk.chunk_shape:
+        padded = np.zeros(chunk.chunk_shape, cut.dtype)
+        padded[tuple(map(slice, cut.shape))] = cut
+        cut = padded
+    return _bytes_of(np.ascontiguousarray(cut))
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    # `.data` of the bytes: the dtypes of ml_dtypes refuse the buffer protocol.
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _gather_small(
+    pieces: Iterator[memoryview | bytes],
+) -> Iterator[memoryview | bytes | bytearray]:
+    """Joins runs of small pieces, so that a small leaf costs no write of its own."""
+    pending = bytearray()
+    for piece in pieces:
+        if len(piece) < _SMALL_BYTES:
+            pending += piece
+            if len(pending) < PIECE_BYTES:
+                continue
+            piece = b""
+        if pending:
+            yield pending
+            pending = bytearray()
+        if len(piece):
+            yield piece
+    if pending:
+        yield pending
+
+
+@dataclass(slots=True)
+class _ChunkRead:
+    """One stored chunk and everything that is wanted of it."""
+
+    table: ChunkTable
+    row: int
+    entry: LeafEntry
+    box: Box
+    uses: list[tuple[ReadRequest, Box]] = field(default_factory=list)
+
+    @property
+    def file(self) -> str:
+        return self.table.files[int(self.table.file[self.row])]
+
+    @property
+    def offset_bytes(self) -> int:
+        return int(self.table.offset_bytes[self.row])
+
+    @property
+    def length_bytes(self) -> int:
+        return int(self.table.length_bytes[self.row])
+
+    @property
+    def sums(self) -> Sequence[int]:
+        first = int(self.table.sum_ends[self.row - 1]) if self.row else 0
+        return self.table.sums[first : int(self.table.sum_ends[self.row])].tolist()
+
+
+class ChunkSource:
+    """Reads the arrays of an item by its own chunk tables: an `ArraySource`.
+
+    Args:
+        store: Where the item lies.
+        directory: The item's directory.
+        manifest: What is stored, with chunk tables.
+        verify: Whether checksums are compared.
+    """
+
+    def __init__(
+        self, store: Store, directory: str, manifest: Manifest, *, verify: bool
+    ) -> None:
+        if manifest.chunks is None:
+            raise ValueError("the manifest has no chunk tables")
+        self._store = store
+        self._directory = directory
+        self._leaves = manifest.leaves
+        self._verify = verify
+        self._rows: dict[tuple[int, int], tuple[ChunkTable, int]] = {}
+        for table in manifest.chunks:
+            keys = zip(table.leaf.tolist(), table.chunk.tolist(), strict=True)
+            self._rows.update((key, (table, row)) for row, key in enumerate(keys))
+
+    async def read(self, requests: Sequence[ReadRequest]) -> None:
+        """Fills every request; see `ArraySource`."""
+        slots = asyncio.Semaphore(_CONCURRENT_READS)
+
+        async def read_group(group: Sequence[_ChunkRead]) -> None:
+            async with slots:
+                await self._read_group(group)
+
+        groups = _neighbours(self._chunks_of(requests))
+        await run_all(read_group(group) for group in groups)
+
+    def _chunks_of(self, requests: Sequence[ReadRequest]) -> list[_ChunkRead]:
+        """Every chunk that is needed, once, in order of its place."""
+        found: dict[tuple[int, int], _ChunkRead] = {}
+        for request in requests:
+            entry = self._leaves[request.leaf]
+            counts = grid_counts(entry.shape, entry.chunk_shape)
+            for grid_index, box in chunks_in(
+                request.box, entry.shape, entry.chunk_shape
+            ):
+                ordinal = 0
+                for i, count in zip(grid_index, counts, strict=True):
+                    ordinal = ordinal * count + i
+                key = (request.leaf, ordinal)
+                if key not in found:
+                    found[key] = self._locate(entry, key, box)
+                common = box.intersect(request.box)
+                if common is not None:
+                    found[key].uses.append((request, common))
+        return sorted(found.values(), key=lambda c: (c.file, c.offset_bytes))
+
+    def _locate(self, entry: LeafEntry, key: tuple[int, int], box: Box) -> _ChunkRead:
+        if key not in self._rows:
+            raise CorruptCheckpointError(
+                f"{self._directory}: chunk {box} of leaf {entry.name!r} is not in the "
+                "manifest"
+            )
+        table, row = self._rows[key]
+        chunk = _ChunkRead(table, row, entry, box)
+        dtype = dtype_from_name(entry.dtype or "")
+        length_bytes = math.prod(entry.chunk_shape) * dtype.itemsize
+        if chunk.length_bytes != length_bytes:
+            raise CorruptCheckpointError(
+                f"{self._directory}: chunk {box} of leaf {entry.name!r} has "
+                f"{chunk.length_bytes} bytes in the manifest; {length_bytes} expected"
+            )
+        return chunk
+
+    async def _read_group(self, group: Sequence[_ChunkRead]) -> None:
+        first, last = group[0], group[-1]
+        path = join(self._directory, first.file)
+        if len(group) == 1:
+            await self._read_one(path, first)
+            return
+        size_bytes = last.offset_bytes + last.length_bytes - first.offset_bytes
+        slab = np.empty(size_bytes, np.uint8)
+        await self._store.read_into(path, first.offset_bytes, slab.data)
+        await on_worker(self._spread, path, group, slab)
+
+    def _spread(self, path: str, group: Sequence[_ChunkRead], slab: np.ndarray) -> None:
+        for chunk in group:
+            start = chunk.offset_bytes - group[0].offset_bytes
+            payload = slab[start : start + chunk.length_bytes]
+            self._check(path, chunk, payload)
+            _copy_out(chunk, payload)
+
+    async def _read_one(self, path: str, chunk: _ChunkRead) -> None:
+        direct = _direct_memory(chunk)
+        memory = allocate((chunk.length_bytes,), np.dtype(np.uint8))
+        payload = memory if direct is None else direct
+        await self._store.read_into(path, chunk.offset_bytes, payload.data)
+        await on_worker(self._check, path, chunk, payload)
+        if direct is None:
+            await on_worker(_copy_out, chunk, payload)
+
+    def _check(self, path: str, chunk: _ChunkRead, payload: np.ndarray) -> None:
+        if not self._verify:
+            return
+        sums = chunk.sums
+        bad = verify_blocks(payload.data, sums)
+        if bad is not None:
+            raise CorruptCheckpointError(
+                f"{path}: bytes {chunk.offset_bytes} to "
+                f"{chunk.offset_bytes + chunk.length_bytes} do not match their "
+                f"checksum (MiB {bad} of {len(sums)}); they hold {chunk.box} of leaf "
+                f"{chunk.entry.name!r}. Load an older checkpoint, or these bytes as "
+                "they are with `Context(integrity=IntegrityOptions(verify=False))`."
+            )
+
+
+def _neighbours(chunks: Sequence[_ChunkRead]) -> Iterator[list[_ChunkRead]]:
+    """Runs of small chunks that lie close together, and large ones alone."""
+    group: list[_ChunkRead] = []
+    for chunk in chunks:
+        if group:
+            first = group[0]
+            end_bytes = chunk.offset_bytes + chunk.length_bytes
+            if (
+                chunk.file == first.file
+                and max(first.length_bytes, chunk.length_bytes) <= _NEIGHBOUR_BYTES
+                and end_bytes - first.offset_bytes <= PIECE_BYTES
+            ):
+                group.append(chunk)
+                continue
+            yield group
+        group = [chunk]
+    if group:
+        yield group
+
+
+def _direct_memory(chunk: _ChunkRead) -> np.ndarray | None:
+    """The bytes of the caller's memory, if the whole chunk lies there in one piece."""
+    if len(chunk.uses) != 1:
+        return None
+    request, common = chunk.uses[0]
+    if common.shape != chunk.entry.chunk_shape:
+        return None
+    view = request.out[common.within(request.box)]
+    if not view.flags.c_contiguous:
+        return None
+    return view.reshape(-1).view(np.uint8)
+
+
+def _copy_out(chunk: _ChunkRead, payload: np.ndarray) -> None:
+    stored = payload.view(dtype_from_name(chunk.entry.dtype or ""))
+    stored = stored.reshape(chunk.entry.chunk_shape)
+    origin = _full_box(chunk)
+    for request, common in chunk.uses:
+        request.out[common.within(request.box)] = stored[common.within(origin)]
+
+
+def _full_box(chunk: _ChunkRead) -> Box:
+    """The chunk's box with its padding, to which the payload's indices refer."""
+    stop = zip(chunk.box.start, chunk.entry.chunk_shape, strict=True)
+    return Box(chunk.box.start, tuple(a + n for a, n in stop))

@@ -1,0 +1,1 @@
+"""Who saves and loads a checkpointable: one module per handler, and the registry."""

@@ -1,0 +1,167 @@
+"""What a handler promises, and what a checkpointable that saves itself promises.
+
+Both work in two phases.  `await handler.save(...)` ends when the caller may change the
+checkpointable again, and returns an awaitable that finishes the write in the
+background; loading is the same the other way round.
+
+A user's handler is a guest.  Its first phase runs on the thread of the caller, its
+second on a thread and a loop of its own, so it may block, write with plain file calls,
+call `stowax.load`, or use `PyTreeHandler()` inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from etils import epath
+
+T = TypeVar("T")
+AbstractT = TypeVar("AbstractT")
+
+
+class PathAwaitingCreation(Protocol):
+    """A directory that may not exist yet, for handlers to write into."""
+
+    @property
+    def path(self) -> epath.Path:
+        """Where it will be."""
+        ...
+
+    def __truediv__(self, other: str) -> PathAwaitingCreation:
+        """A directory below it."""
+        ...
+
+    async def await_creation(self) -> epath.Path:
+        """Waits until the directory exists, and returns it."""
+        ...
+
+
+@runtime_checkable
+class CheckpointableHandler(Protocol[T, AbstractT]):
+    """Saves and loads one kind of checkpointable.
+
+    Example:
+        A handler for objects of one class, registered for good:
+
+        >>> import json
+        >>> import stowax
+        >>> class Vocabulary(list): ...
+        >>> class VocabularyHandler:
+        ...     async def save(self, directory, checkpointable):
+        ...         words = list(checkpointable)  # the caller may change it now
+        ...
+        ...         async def write():
+        ...             path = await directory.await_creation()
+        ...             (path / "words.json").write_text(json.dumps(words))
+        ...
+        ...         return write()
+        ...
+        ...     async def load(self, directory, abstract_checkpointable=None):
+        ...         async def read():
+        ...             text = (directory / "words.json").read_text()
+        ...             return Vocabulary(json.loads(text))
+        ...
+        ...         return read()
+        ...
+        ...     async def metadata(self, directory):
+        ...         return None
+        ...
+        ...     def is_handleable(self, checkpointable):
+        ...         return isinstance(checkpointable, Vocabulary)
+        ...
+        ...     def is_abstract_handleable(self, abstract_checkpointable):
+        ...         return None
+        >>> registry = stowax.handlers.local_registry()
+        >>> _ = registry.add(VocabularyHandler, checkpointable_name="words")
+    """
+
+    async def save(
+        self, directory: PathAwaitingCreation, checkpointable: T
+    ) -> Awaitable[None]:
+        """Takes what it needs of the checkpointable; returns the rest of the work."""
+        ...
+
+    async def load(
+        self, directory: epath.Path, abstract_checkpointable: AbstractT | None = None
+    ) -> Awaitable[T]:
+        """Begins to load; returns the rest of the work."""
+        ...
+
+    async def metadata(self, directory: epath.Path) -> AbstractT:
+        """What the directory holds, without loading it."""
+        ...
+
+    def is_handleable(self, checkpointable: Any) -> bool:
+        """Whether this handler can save `checkpointable`."""
+        ...
+
+    def is_abstract_handleable(self, abstract_checkpointable: Any) -> bool | None:
+        """Whether this handler can load what is asked for; None: cannot tell."""
+        ...
+
+
+@runtime_checkable
+class StatefulCheckpointable(Protocol):
+    """An object that saves itself into a directory, and loads itself in place.
+
+    Example:
+        >>> import stowax
+        >>> class Counter:
+        ...     def __init__(self, count=0):
+        ...         self.count = count
+        ...
+        ...     async def save(self, directory):
+        ...         tree = {"count": self.count}
+        ...         return await stowax.handlers.PyTreeHandler().save(directory, tree)
+        ...
+        ...     async def load(self, directory):
+        ...         reading = await stowax.handlers.PyTreeHandler().load(directory)
+        ...
+        ...         async def finish():
+        ...             self.count = (await reading)["count"]
+        ...
+        ...         return finish()
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> stowax.save_checkpointables(path, {"counter": Counter(3)})
+        >>> counter = Counter()
+        >>> _ = stowax.load_checkpointables(path, {"counter": counter})
+        >>> counter.count
+        3
+        >>> stowax.load(path, checkpointable_name="counter")  # without the class
+        {'count': 3}
+    """
+
+    async def save(self, directory: PathAwaitingCreation) -> Awaitable[None]:
+        """Captures the state; returns the rest of the work."""
+        ...
+
+    async def load(self, directory: epath.Path) -> Awaitable[None]:
+        """Begins to load the state in place; returns the rest of the work."""
+        ...
+
+
+class OwnHandler:
+    """Marks the handlers of this library.
+
+    They work on stores instead of paths, take part in the operation that their
+    directory carries, and never block a loop, so they are driven without a guest's
+    room.
+    """
+
+    typestr: str = ""
+    """What a checkpoint records as the handler; a name that Orbax knows."""
+
+    async def save(self, directory: Any, checkpointable: Any) -> Awaitable[None]:
+        """See `CheckpointableHandler.save`; a directory may be a path too."""
+        raise NotImplementedError  # Every final class has its own.
+
+    async def load(
+        self, directory: Any, abstract_checkpointable: Any = None
+    ) -> Awaitable[Any]:
+        """See `CheckpointableHandler.load`."""
+        raise NotImplementedError  # Every final class has its own.
+
+    async def metadata(self, directory: Any) -> Any:
+        """See `CheckpointableHandler.metadata`."""
+        raise NotImplementedError  # Every final class has its own.

@@ -1,0 +1,163 @@
+"""The handler of trees: what `save` and `load` use, and what other handlers may use."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+from collections.abc import Awaitable
+from typing import Any
+
+from stowax._context import Context, current_settings
+from stowax._formats import _detect
+from stowax._formats._base import TreeItem
+from stowax._formats._orbax_json import PYTREE_TYPESTR
+from stowax._handlers._base import OwnHandler
+from stowax._item import metadata_tree, plan_load, stage_item, write_item
+from stowax._keypath import flatten
+from stowax._leaves import _registry as leaves
+from stowax._operation import Operation, OperationPath, absolute, in_place
+from stowax._stores._base import walk
+from stowax.errors import UnsupportedLeafError
+
+
+class PyTreeHandler(OwnHandler):
+    """Saves and loads trees of arrays, numbers and strings.
+
+    Used alone it reads and writes a directory as it is: `save` ends with everything
+    written and durable, but not published; there is no draft.  Inside the `save` of a
+    `StatefulCheckpointable` or of a user's handler it takes part in the operation under
+    way.
+
+    Args:
+        context: Options; None takes those of the active Context.
+
+    Example:
+        >>> import asyncio, stowax
+        >>> handler = stowax.handlers.PyTreeHandler()
+        >>> directory = getfixture("tmp_path") / "item"
+        >>> async def there_and_back():
+        ...     writing = await handler.save(directory, {"step": 7})
+        ...     await writing
+        ...     return await (await handler.load(directory))
+        >>> asyncio.run(there_and_back())
+        {'step': 7}
+    """
+
+    typestr = PYTREE_TYPESTR
+
+    def __init__(self, *, context: Context | None = None) -> None:
+        self._context = context
+
+    async def save(self, directory: Any, checkpointable: Any) -> Awaitable[None]:
+        """Takes the values of a tree; returns the rest of the work, which has begun.
+
+        Args:
+            directory: A `PathAwaitingCreation`, or a plain path.
+            checkpointable: The tree.
+
+        Raises:
+            TreeError: It cannot be saved; names every leaf in the way.
+        """
+        operation, location = await self._operation(directory)
+        staged = stage_item(
+            checkpointable, operation.processes, borrow=operation.borrow
+        )
+        if isinstance(directory, OperationPath):
+            return operation.submit(write_item(staged, location, operation))
+        return operation.submit(_write_alone(staged, location, operation))
+
+    async def load(
+        self, directory: Any, abstract_checkpointable: Any = None
+    ) -> Awaitable[Any]:
+        """Matches the tree that is asked for with what is stored; returns the rest.
+
+        Args:
+            directory: The item's directory.
+            abstract_checkpointable: The abstract state; None loads all as it is stored.
+
+        Raises:
+            TreeMismatchError: Lists every leaf that does not fit.
+        """
+        operation, location = await self._operation(directory)
+        item = await operation.submit(_open(operation, location))
+        planned = plan_load(
+            item,
+            abstract_checkpointable,
+            has_target=abstract_checkpointable is not None,
+            partial=operation.settings.partial_load,
+            processes=operation.processes,
+        )
+        if planned.narrowed:
+            shown = "\n".join(f"  {line}" for line in planned.narrowed)
+            warnings.warn(
+                f"{location}: the dtypes asked for lose values of "
+                f"{len(planned.narrowed)} leaves:\n{shown}",
+                UserWarning,
+                stacklevel=2,
+            )
+        reading = operation.submit(item.source.read(planned.requests))
+
+        async def finish() -> Any:
+            await reading
+            # Here and not on the engine's loop: JAX takes default devices and meshes
+            # from the thread.
+            return planned.finish()
+
+        return finish()
+
+    async def metadata(self, directory: Any) -> Any:
+        """The tree of abstract leaves that the directory holds."""
+        operation, location = await self._operation(directory)
+        return metadata_tree(await operation.submit(_open(operation, location)))
+
+    def is_handleable(self, checkpointable: Any) -> bool:
+        """Whether every leaf can be saved."""
+        flat = flatten(checkpointable)
+        try:
+            for leaf in flat.leaves:
+                leaves.for_value(leaf, "")
+        except UnsupportedLeafError:
+            return False
+        return True
+
+    def is_abstract_handleable(self, abstract_checkpointable: Any) -> bool | None:
+        """Whether every leaf asks for something that can be loaded."""
+        flat = flatten(abstract_checkpointable)
+        try:
+            for leaf in flat.leaves:
+                if leaf is not ...:
+                    leaves.for_target(leaf, "")
+        except UnsupportedLeafError:
+            return False
+        return True
+
+    async def _operation(self, directory: Any) -> tuple[Operation, str]:
+        """The operation that the directory carries, else one of its own."""
+        if isinstance(directory, OperationPath):
+            return directory.operation, directory.location
+        settings = (
+            current_settings() if self._context is None else self._context.settings()
+        )
+        if not isinstance(directory, str | os.PathLike):
+            directory = await directory.await_creation()
+        location = absolute(directory)
+        return in_place(location, settings), location
+
+
+async def _open(operation: Operation, location: str) -> TreeItem:
+    return await _detect.open_tree(
+        operation.store,
+        location,
+        operation.digests,
+        verify=operation.settings.verify,
+    )
+
+
+async def _write_alone(staged: Any, location: str, operation: Operation) -> None:
+    async with asyncio.timeout(operation.settings.timeout_secs):
+        await write_item(staged, location, operation)
+        found = await walk(operation.store, location)
+        directories = [path for path, entry in found if entry.is_directory]
+        await operation.store.sync([*directories, location])
+        await operation.agree("done", b"")

@@ -1,0 +1,149 @@
+"""Looking at checkpoints without loading them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any
+
+from stowax._context import current_settings
+from stowax._formats._base import OpenCheckpoint
+from stowax._formats._detect import open_checkpoint
+from stowax._handlers._base import OwnHandler
+from stowax._handlers._pytree import PyTreeHandler
+from stowax._handlers._registry import Handlers
+from stowax._load import (
+    AUTO,
+    guest_directory,
+    item_kinds,
+    open_for_reading,
+    tree_name,
+)
+from stowax._metadata import CheckpointMetadata
+from stowax._operation import Operation, OperationPath, absolute, in_place
+from stowax._runtime import drive
+from stowax.errors import StowaxError
+
+
+def metadata(
+    path: Any, checkpointable_name: str | None = AUTO
+) -> CheckpointMetadata[Any]:
+    """What a stored tree looks like, without loading any array.
+
+    Args:
+        path: The checkpoint.
+        checkpointable_name: Which tree; see `load`.
+
+    Returns:
+        `.metadata` is the tree: for every stored array an abstract one with `shape`,
+        `dtype`, `sharding` (not of NumPy arrays) and `storage_metadata`, for numbers 0,
+        0.0, False or 0j, for strings "string". It can be given to `load`.
+
+    Raises:
+        CheckpointNotFoundError: Nothing is at the path.
+        InvalidLayoutError: It is no checkpoint.
+        CheckpointableNotFoundError: It holds no tree of that name.
+        CorruptCheckpointError: A document is damaged.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import stowax
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> stowax.save(path, {"w": jnp.ones((2, 3))})
+        >>> stowax.metadata(path).metadata["w"].shape
+        (2, 3)
+    """
+    location = absolute(path)
+    if checkpointable_name is None:
+
+        async def read_item() -> CheckpointMetadata[Any]:
+            tree = await PyTreeHandler().metadata(location)
+            return CheckpointMetadata(location, metadata=tree)
+
+        return drive(read_item())
+
+    async def read() -> CheckpointMetadata[Any]:
+        checkpoint, operation = await open_for_reading(location, current_settings())
+        kinds = await item_kinds(operation, checkpoint)
+        name = tree_name(checkpoint, kinds, checkpointable_name)
+        directory = OperationPath(operation, checkpoint.items[name])
+        tree = await PyTreeHandler().metadata(directory)
+        return _described(checkpoint, tree)
+
+    return drive(read())
+
+
+def checkpointables_metadata(path: Any) -> CheckpointMetadata[dict[str, Any]]:
+    """What all checkpointables of a checkpoint look like.
+
+    Args:
+        path: The checkpoint.
+
+    Returns:
+        `.metadata` is a dict by name; see `metadata` for trees. A value is None where
+        the handler cannot tell.
+
+    Raises:
+        Exception: See `metadata`.
+
+    Example:
+        >>> import stowax
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> stowax.save_checkpointables(path, {"a": {"x": 1}, "b": "text"})
+        >>> stowax.checkpointables_metadata(path).metadata
+        {'a': {'x': 0}, 'b': 'string'}
+    """
+    location = absolute(path)
+
+    async def read() -> CheckpointMetadata[dict[str, Any]]:
+        checkpoint, operation = await open_for_reading(location, current_settings())
+        handlers = Handlers(operation.settings)
+        kinds = await item_kinds(operation, checkpoint)
+        found: dict[str, Any] = {}
+        for name, directory in checkpoint.items.items():
+            typestr = checkpoint.typestrs.get(name)
+            handler = handlers.for_loading(name, typestr, kinds[name], None)
+            found[name] = await _metadata_by(handler, operation, directory)
+        return _described(checkpoint, found)
+
+    return drive(read())
+
+
+def is_orbax_checkpoint(path: Any) -> bool:
+    """Whether a checkpoint, of this library or of any Orbax, is at the path.
+
+    Example:
+        >>> import stowax
+        >>> stowax.is_orbax_checkpoint(getfixture("tmp_path"))
+        False
+    """
+    location = absolute(path)
+    settings = current_settings()
+    operation = in_place(location, settings)
+    try:
+        operation.runtime.run(open_checkpoint(operation.store, location, verify=False))
+    except (StowaxError, OSError):
+        return False
+    return True
+
+
+async def _metadata_by(handler: Any, operation: Operation, directory: str) -> Any:
+    if handler is None:
+        return None
+    if isinstance(handler, OwnHandler):
+        return await _await(handler.metadata(OperationPath(operation, directory)))
+    async with guest_directory(operation, directory) as local:
+        return await _await(handler.metadata(local))
+
+
+async def _await(value: Awaitable[Any] | Any) -> Any:
+    return await value if isinstance(value, Awaitable) else value
+
+
+def _described(checkpoint: OpenCheckpoint, found: Any) -> CheckpointMetadata[Any]:
+    return CheckpointMetadata(
+        checkpoint.path,
+        metadata=found,
+        init_timestamp_nsecs=checkpoint.init_timestamp_nsecs,
+        commit_timestamp_nsecs=checkpoint.commit_timestamp_nsecs,
+        custom_metadata=dict(checkpoint.custom_metadata),
+    )

@@ -1,0 +1,413 @@
+"""One tree item, written whole and read whole.
+
+An item is complete by itself: data files, one chunk table per writing process, the
+documents that Orbax reads, and the manifest that is written last and covers them all.
+Nothing here knows about checkpoints, drafts or publishing.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stowax._box import Box, grid_counts
+from stowax._codecs._item_manifest import (
+    ItemRoot,
+    decode_part,
+    digest,
+    encode_part,
+    encode_root,
+)
+from stowax._codecs._ocdbt import Reference, encode_database
+from stowax._codecs._zarr import (
+    TRAILER_BYTES,
+    array_document,
+    chunk_key,
+    dtype_from_name,
+    dtype_name,
+)
+from stowax._engine import write_chunks
+from stowax._formats import _orbax_json
+from stowax._formats._base import ReadRequest, TreeItem
+from stowax._formats._stowax import MANIFEST, PART_PREFIX
+from stowax._keypath import (
+    FlatTree,
+    Node,
+    at_leaf,
+    check_names,
+    flatten,
+    leaf_name,
+    unflatten,
+)
+from stowax._leaves import _registry as leaves
+from stowax._leaves._base import Description, LeafHandler, Wanted
+from stowax._manifest import LeafEntry, Manifest
+from stowax._operation import Operation
+from stowax._plan._cast import loss
+from stowax._plan._match import check, match_paths
+from stowax._plan._write import ArrayLayout, WritePlan, plan_write
+from stowax._processes import Processes
+from stowax._stores._base import join
+from stowax._transfer import allocate, to_host
+from stowax.errors import TreeError
+from stowax.tree import PLACEHOLDER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedItem:
+    """A tree whose values the caller may change again: all that is left is to write."""
+
+    root: Node
+    entries: tuple[LeafEntry, ...]
+    plan: WritePlan
+    parts: Mapping[tuple[int, Box], np.ndarray]
+
+
+def stage_item(tree: Any, processes: Processes, *, borrow: bool) -> StagedItem:
+    """Checks, names, plans and brings to the host what this process writes of a tree.
+
+    Args:
+        tree: Any tree; nothing is written if it cannot be saved as a whole.
+        processes: Says what this process holds.
+        borrow: Whether the caller leaves host arrays alone until all is written.
+
+    Raises:
+        TreeError: Names every leaf that stands in the way.
+    """
+    if tree is None:
+        raise TreeError("None is no state; to save nothing, save an empty dict, {}")
+    flat = flatten(tree)
+    check_names(flat.root)
+    handlers = [
+        leaves.for_value(leaf, name)
+        for leaf, name in zip(flat.leaves, flat.names, strict=True)
+    ]
+    described: list[Description] = []
+    for handler, leaf, name in zip(handlers, flat.leaves, flat.names, strict=True):
+        with at_leaf(name):
+            described.append(handler.describe(leaf, processes))
+    _orbax_json.check_string_names(
+        [n for n, d in zip(flat.names, described, strict=True) if d.kind == "string"]
+    )
+    alone = processes.count == 1
+    plan = plan_write(
+        [_layout(i, d) for i, d in enumerate(described) if d.dtype is not None],
+        process_index=processes.index,
+        data_directory="d/" if alone else f"ocdbt.process_{processes.index}/d/",
+    )
+    entries = tuple(
+        _entry(path, name, d, plan.chunk_shapes.get(i))
+        for i, (path, name, d) in enumerate(
+            zip(flat.paths, flat.names, described, strict=True)
+        )
+    )
+    return StagedItem(
+        root=flat.root,
+        entries=entries,
+        plan=plan,
+        parts=_stage_parts(flat, handlers, plan, processes, borrow=borrow),
+    )
+
+
+async def write_item(staged: StagedItem, directory: str, operation: Operation) -> None:
+    """Writes an item together with the other processes; all of them call this.
+
+    Data files and tables are written by the process that holds the data, documents and
+    the manifest by the primary.  Files are durable when this returns; the directories
+    that name them are not yet.
+
+    Raises:
+        PeerFailedError: Another process failed; the item is not complete.
+    """
+    store, processes = operation.store, operation.processes
+    point = posixpath.relpath(directory, operation.directory)
+    part_name = f"{PART_PREFIX}{processes.index}"
+    outcome: bytes | Exception
+    try:
+        table = await write_chunks(store, directory, staged.plan, staged.parts)
+        outcome = encode_part(table)
+        await store.write(join(directory, part_name), [outcome])
+        await store.sync([join(directory, part_name)])
+    except Exception as error:  # noqa: BLE001 the others must hear of it, not wait
+        outcome = error
+    parts = await operation.agree(f"{point}/tables", outcome)
+    if processes.index == processes.primary:
+        await _write_documents(staged, directory, operation, parts)
+
+
+async def _write_documents(
+    staged: StagedItem, directory: str, operation: Operation, parts: Sequence[bytes]
+) -> None:
+    tables = tuple(decode_part(part) for part in parts)
+    manifest = Manifest(root=staged.root, leaves=staged.entries, chunks=tables)
+    documents = _orbax_json.encode_documents(
+        manifest, process_count=len(parts), manifest_name=MANIFEST
+    )
+    if any(entry.dtype is not None for entry in staged.entries):
+        index, head = encode_database(
+            _index_entries(manifest),
+            node_path="d/index",
+            uuid=uuid.uuid4().bytes,
+            commit_time_nsecs=operation.runtime.now_nsecs(),
+        )
+        documents |= {"d/index": index, "manifest.ocdbt": head}
+    root = encode_root(
+        ItemRoot(
+            root=staged.root,
+            leaves=staged.entries,
+            documents={name: digest(data) for name, data in documents.items()},
+            parts={f"{PART_PREFIX}{i}": digest(p) for i, p in enumerate(parts)},
+        )
+    )
+    store = operation.store
+    written = {**documents, MANIFEST: root}
+    for name, data in written.items():
+        await store.write(join(directory, name), [data], size_bytes=len(data))
+    await store.sync([join(directory, name) for name in written])
+    covered = [*documents, *(f"{PART_PREFIX}{i}" for i in range(len(parts)))]
+    covered += [name for table in tables for name in table.files]
+    operation.manifests[directory] = digest(root), frozenset(covered)
+
+
+def _index_entries(manifest: Manifest) -> list[tuple[str, bytes | Reference]]:
+    """What OCDBT has to list: a document per array, a reference per chunk."""
+    entries: list[tuple[str, bytes | Reference]] = []
+    prefixes: list[str] = []
+    counts: list[tuple[int, ...]] = []
+    for leaf in manifest.leaves:
+        prefixes.append(f"{leaf.name}/" if leaf.name else "")
+        counts.append(grid_counts(leaf.shape, leaf.chunk_shape))
+        if leaf.dtype is not None:
+            document = array_document(leaf.shape, leaf.dtype, leaf.chunk_shape)
+            entries.append((f"{prefixes[-1]}zarr.json", document))
+    for table in manifest.chunks or ():
+        columns = (
+            table.leaf,
+            table.chunk,
+            table.file,
+            table.offset_bytes,
+            table.length_bytes,
+        )
+        for leaf, chunk, file, offset, length in zip(
+            *(column.tolist() for column in columns), strict=True
+        ):
+            position = tuple(map(int, np.unravel_index(chunk, counts[leaf])))
+            reference = Reference(
+                path=table.files[file],
+                offset_bytes=offset,
+                length_bytes=length + TRAILER_BYTES,
+            )
+            entries.append((prefixes[leaf] + chunk_key(position), reference))
+    return entries
+
+
+def _layout(position: int, description: Description) -> ArrayLayout:
+    assert description.dtype is not None
+    return ArrayLayout(
+        leaf=position,
+        shape=description.shape,
+        itemsize=description.dtype.itemsize,
+        parts=tuple((h.box, h.processes) for h in description.holdings),
+    )
+
+
+def _entry(
+    path: Any, name: str, description: Description, chunk_shape: Any
+) -> LeafEntry:
+    shards = [holding.box.shape for holding in description.holdings]
+    is_sharded = description.kind == "jax.Array"
+    write_shape = tuple(map(max, zip(*shards, strict=True))) if shards else None
+    if is_sharded and write_shape is None:
+        write_shape = tuple(max(1, n) for n in description.shape)
+    return LeafEntry(
+        path=path,
+        name=name,
+        kind=description.kind,
+        dtype=None if description.dtype is None else dtype_name(description.dtype),
+        shape=description.shape,
+        chunk_shape=chunk_shape or (),
+        write_shape=write_shape if is_sharded else None,
+        text=description.text,
+        prng_impl=description.prng_impl,
+        sharding=description.sharding,
+    )
+
+
+def _stage_parts(
+    flat: FlatTree,
+    handlers: Sequence[LeafHandler],
+    plan: WritePlan,
+    processes: Processes,
+    *,
+    borrow: bool,
+) -> dict[tuple[int, Box], np.ndarray]:
+    """The host memory of every part that this process writes."""
+    needed: dict[int, dict[Box, None]] = {}
+    for file in plan.files:
+        for chunk in file.chunks:
+            needed.setdefault(chunk.leaf, {})[chunk.part] = None
+    keys: list[tuple[int, Box]] = []
+    staged: list[Any] = []
+    for leaf, boxes in needed.items():
+        with at_leaf(flat.names[leaf]):
+            staged += handlers[leaf].stage(
+                flat.leaves[leaf], list(boxes), processes, borrow=borrow
+            )
+        keys += [(leaf, box) for box in boxes]
+    return dict(zip(keys, to_host(staged), strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedLoad:
+    """A load of which only the reading and placing are left."""
+
+    requests: tuple[ReadRequest, ...]
+    """To be filled by the item's source."""
+    finish: Callable[[], Any]
+    """Converts, places and builds the tree, once all requests are filled."""
+    narrowed: tuple[str, ...]
+    """Leaves that lose range or kind in a conversion that the target asked for."""
+
+
+def plan_load(
+    item: TreeItem,
+    target: Any,
+    *,
+    has_target: bool,
+    partial: bool,
+    processes: Processes,
+) -> PlannedLoad:
+    """Matches a target with what is stored and decides what to read.
+
+    Args:
+        item: The open item.
+        target: The abstract state, if there is one.
+        has_target: Whether there is one; None is an abstract state too.
+        partial: Whether the target may leave out stored leaves.
+        processes: Says which parts this process needs.
+
+    Raises:
+        TreeMismatchError: Lists every leaf that does not fit.
+    """
+    entries = item.manifest.leaves
+    if has_target:
+        flat = flatten(target)
+        skipped = [leaf is PLACEHOLDER for leaf in flat.leaves]
+        found = match_paths(
+            flat, entries, where=item.path, skipped=skipped, partial=partial
+        )
+        targets, root = flat.leaves, flat.root
+    else:
+        targets = tuple(leaves.default_target(entry) for entry in entries)
+        found, root = tuple(range(len(entries))), item.manifest.root
+    placers: list[_Placer | None] = []
+    problems: list[str] = []
+    for wanted, position in zip(targets, found, strict=True):
+        if position < 0:
+            placers.append(None)
+            continue
+        entry = entries[position]
+        placer, problem = _plan_leaf(position, entry, wanted, processes)
+        placers.append(placer)
+        if problem is not None:
+            problems.append(f"{leaf_name(entry.path) or '<root>'}: {problem}")
+    check(problems, where=item.path, count=len(targets))
+    return PlannedLoad(
+        requests=tuple(r for p in placers if p is not None for r in p.requests),
+        finish=lambda: unflatten(
+            root, [PLACEHOLDER if p is None else p.place(processes) for p in placers]
+        ),
+        narrowed=tuple(
+            f"{p.entry.name}: {reason}"
+            for p in placers
+            if p is not None and (reason := p.loss()) is not None
+        ),
+    )
+
+
+def metadata_tree(item: TreeItem) -> Any:
+    """The tree of what `metadata()` shows for every leaf."""
+    shown = [leaves.metadata(entry) for entry in item.manifest.leaves]
+    return unflatten(item.manifest.root, shown)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Placer:
+    """One leaf on its way from the store to its place in the result."""
+
+    entry: LeafEntry
+    target: Any
+    handler: LeafHandler
+    wanted: Wanted
+    requests: tuple[ReadRequest, ...]
+
+    def place(self, processes: Processes) -> Any:
+        with at_leaf(self.entry.name):
+            parts = {r.box: self._converted(r.out) for r in self.requests}
+            return self.handler.place(self.target, self.entry, parts, processes)
+
+    def loss(self) -> str | None:
+        if self.wanted.dtype is None or self.entry.dtype is None:
+            return None
+        return loss(dtype_from_name(self.entry.dtype), self.wanted.dtype)
+
+    def _converted(self, part: np.ndarray) -> np.ndarray:
+        dtype = self.wanted.dtype
+        if dtype is None or dtype == part.dtype:
+            return part
+        converted = allocate(part.shape, dtype)
+        # The caller asked for this dtype, and is told which leaves it does not hold.
+        with np.errstate(all="ignore"):
+            converted[...] = part.astype(dtype)
+        return converted
+
+
+def _plan_leaf(
+    position: int, entry: LeafEntry, target: Any, processes: Processes
+) -> tuple[_Placer | None, str | None]:
+    """How to load one leaf, or why it does not fit."""
+    handler = leaves.for_target(target, entry.name)
+    try:
+        wanted = handler.want(target, entry, processes)
+    except ValueError as error:
+        # JAX refuses a sharding that does not divide the shape; that is a mismatch.
+        return None, f"its target cannot be placed: {error}"
+    problem = _mismatch(entry, wanted)
+    if problem is not None:
+        return None, problem
+    dtype = None if entry.dtype is None else dtype_from_name(entry.dtype)
+    requests = tuple(
+        ReadRequest(leaf=position, box=box, out=allocate(box.shape, dtype))
+        for box in wanted.boxes
+        if dtype is not None
+    )
+    placer = _Placer(
+        entry=entry, target=target, handler=handler, wanted=wanted, requests=requests
+    )
+    return placer, None
+
+
+def _mismatch(entry: LeafEntry, wanted: Wanted) -> str | None:
+    stored = "a string" if entry.dtype is None else f"{entry.dtype}{list(entry.shape)}"
+    if (entry.kind == "string") != (wanted.kind == "string"):
+        return f"asked for {_shown(wanted)}, stored is {stored}"
+    if entry.prng_impl != wanted.prng_impl and (wanted.prng_impl or entry.prng_impl):
+        have = f"PRNG keys {entry.prng_impl!r}" if entry.prng_impl else stored
+        return f"asked for {_shown(wanted)}, stored is {have}"
+    if wanted.shape is not None and wanted.shape != entry.shape:
+        return f"asked for {_shown(wanted)}, stored is {stored}"
+    return None
+
+
+def _shown(wanted: Wanted) -> str:
+    if wanted.prng_impl is not None:
+        return f"PRNG keys {wanted.prng_impl!r}"
+    if wanted.shape is None:
+        return f"a {wanted.kind}"
+    dtype = "" if wanted.dtype is None else wanted.dtype
+    return f"{wanted.kind} {dtype}{list(wanted.shape)}"

@@ -1,0 +1,1 @@
+"""What leaves are: one module per kind, each a `LeafHandler`."""

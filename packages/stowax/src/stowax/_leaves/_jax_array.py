@@ -1,0 +1,257 @@
+"""`jax.Array` leaves: sharded, replicated, on one device, and typed PRNG keys.
+
+A typed PRNG key is stored as its key data, a uint32 array with one more axis; the name
+of its implementation stands beside it.  The extra axis is never split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from stowax import _sharding
+from stowax._box import Box, whole
+from stowax._codecs._zarr import dtype_from_name, dtype_name
+from stowax._leaves._abstract import ArrayMetadata, NumpyMetadata, StorageMetadata
+from stowax._leaves._base import Description, Holding, Wanted
+from stowax._manifest import LeafEntry
+from stowax._processes import Processes
+from stowax._transfer import to_default_device, to_devices
+
+
+class JaxArrayLeaf:
+    """Saves arrays shard by shard, and loads them shard by shard."""
+
+    def accepts(self, value: Any) -> bool:
+        """Any committed or uncommitted array; not a tracer."""
+        return isinstance(value, jax.Array) and not isinstance(value, Tracer)
+
+    def describe(self, value: jax.Array, processes: Processes) -> Description:
+        """Shape, dtype and holders of the array, or of the key data of PRNG keys."""
+        impl = None
+        sharding = value.sharding
+        if _is_key(value.dtype):
+            impl = str(jax.random.key_impl(value))
+            value = jax.random.key_data(value)
+        dtype = np.dtype(value.dtype)
+        dtype_name(dtype)  # Refuses a dtype that no document can say.
+        document = _sharding.describe(sharding)
+        if impl is not None and document is not None and "partition_spec" in document:
+            spec = document["partition_spec"]
+            padding = [None] * (value.ndim - len(spec))
+            document = {**document, "partition_spec": [*spec, *padding]}
+        return Description(
+            kind="jax.Array",
+            dtype=dtype,
+            shape=value.shape,
+            holdings=_holdings(value, processes),
+            prng_impl=impl,
+            sharding=document,
+        )
+
+    def stage(
+        self,
+        value: jax.Array,
+        boxes: Sequence[Box],
+        processes: Processes,
+        *,
+        borrow: bool,
+    ) -> Sequence[jax.Array | np.ndarray]:
+        """The shards themselves: nobody can change a `jax.Array` behind our back."""
+        del borrow
+        if _is_key(value.dtype):
+            value = jax.random.key_data(value)
+        if len(boxes) == 1 and len(value.sharding.device_set) == 1:
+            return [value]
+        held = {
+            box: shard.data
+            for shard, box in _own_shards(value, processes)
+            if box in boxes
+        }
+        return [held[box] for box in boxes]
+
+    def accepts_target(self, target: Any) -> bool:
+        """Whatever has a shape and a dtype and is not NumPy's own."""
+        return (
+            hasattr(target, "shape")
+            and hasattr(target, "dtype")
+            and not isinstance(target, np.ndarray | np.generic | NumpyMetadata | type)
+        )
+
+    def default_target(self, entry: LeafEntry) -> Any | None:
+        """Shape and dtype as stored; spread as it was, where that is possible."""
+        if entry.kind != "jax.Array":
+            return None
+        return dataclasses.replace(_abstract(entry), sharding=None)
+
+    def want(self, target: Any, entry: LeafEntry, processes: Processes) -> Wanted:
+        """The parts that the target's sharding gives to this process."""
+        shape = tuple(target.shape)
+        dtype, impl = target.dtype, None
+        if _is_key(dtype):
+            impl = key_impl_name(dtype)
+            shape = (*shape, *entry.shape[-1:]) if entry.prng_impl else shape
+            dtype = np.dtype(np.uint32)
+        boxes = {whole(shape)}
+        sharding = _placement(target, entry)
+        if sharding is not None:
+            boxes = set(_own_boxes(sharding, target.shape, shape, processes).values())
+        return Wanted(
+            kind="array",
+            shape=shape,
+            dtype=np.dtype(dtype),
+            prng_impl=impl,
+            boxes=tuple(boxes),
+        )
+
+    def place(
+        self,
+        target: Any,
+        entry: LeafEntry,
+        parts: Mapping[Box, np.ndarray],
+        processes: Processes,
+    ) -> jax.Array:
+        """The array under the target's sharding; uncommitted if it has none."""
+        shape = tuple(target.shape)
+        impl = entry.prng_impl
+        stored = (*shape, *entry.shape[-1:]) if impl else shape
+        sharding = _placement(target, entry)
+        if sharding is None:
+            (part,) = parts.values()
+            array = to_default_device(part)
+        else:
+            boxes = _own_boxes(sharding, shape, stored, processes)
+            array = to_devices(stored, _extended(sharding, shape, stored), boxes, parts)
+        return array if impl is None else jax.random.wrap_key_data(array, impl=impl)
+
+    def metadata(self, entry: LeafEntry) -> Any | None:
+        """The abstract array, with its sharding where this run has its devices."""
+        return _abstract(entry) if entry.kind == "jax.Array" else None
+
+
+@functools.cache
+def key_dtype(impl: str) -> Any:
+    """The dtype of typed PRNG keys of one implementation."""
+    return jax.eval_shape(lambda: jax.random.key(0, impl=impl)).dtype
+
+
+@functools.cache
+def key_impl_name(dtype: Any) -> str:
+    """The implementation behind a dtype of typed PRNG keys.
+
+    JAX tells it of a concrete key only, so the implementations that it ships are
+    compared; any other is known by the name of its dtype.
+    """
+    known = ("threefry2x32", "rbg", "unsafe_rbg")
+    return next((impl for impl in known if key_dtype(impl) == dtype), str(dtype))
+
+
+def _is_key(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _holdings(value: jax.Array, processes: Processes) -> tuple[Holding, ...]:
+    if math.prod(value.shape) == 0:
+        return ()
+    if len(value.sharding.device_set) == 1:
+        (device,) = value.sharding.device_set
+        return (Holding(box=whole(value.shape), processes=(processes.owner(device),)),)
+    holders: dict[Box, set[int]] = {}
+    boxes = _sharding.boxes_by_device(value.sharding, value.shape)
+    for device, box in boxes.items():
+        holders.setdefault(box, set()).add(processes.owner(device))
+    return tuple(
+        Holding(box=box, processes=tuple(sorted(holders[box])))
+        for box in sorted(holders, key=lambda box: box.start)
+    )
+
+
+def _own_shards(value: jax.Array, processes: Processes) -> list[tuple[Any, Box]]:
+    boxes = _sharding.boxes_by_device(value.sharding, value.shape)
+    return [
+        (shard, boxes[shard.device])
+        for shard in value.addressable_shards
+        if processes.owner(shard.device) == processes.index
+    ]
+
+
+def _own_boxes(
+    sharding: jax.sharding.Sharding,
+    shape: tuple[int, ...],
+    stored: tuple[int, ...],
+    processes: Processes,
+) -> dict[jax.Device, Box]:
+    """Part of every device of this process; PRNG keys keep their data axis whole."""
+    extra = stored[len(shape) :]
+    return {
+        device: Box((*box.start, *[0] * len(extra)), (*box.stop, *extra))
+        for device, box in _sharding.boxes_by_device(sharding, shape).items()
+        if processes.owner(device) == processes.index
+    }
+
+
+def _extended(
+    sharding: jax.sharding.Sharding, shape: tuple[int, ...], stored: tuple[int, ...]
+) -> jax.sharding.Sharding:
+    """The sharding of the stored array, given that of the keys it holds."""
+    if shape == stored or not isinstance(sharding, jax.sharding.NamedSharding):
+        return sharding
+    spec = [*sharding.spec, *[None] * (len(stored) - len(sharding.spec))]
+    return sharding.update(spec=jax.sharding.PartitionSpec(*spec))
+
+
+def _placement(target: Any, entry: LeafEntry) -> jax.sharding.Sharding | None:
+    """The sharding to load onto; None leaves the array uncommitted.
+
+    A live array that is not committed to its device asks for no device either. A target
+    without a sharding falls back on the recorded one when that is over several devices:
+    an array that was spread may not fit one.
+    """
+    sharding = getattr(target, "sharding", None)
+    if isinstance(sharding, jax.sharding.Sharding):
+        return sharding if getattr(target, "committed", True) else None
+    recorded = _restored(entry)
+    if recorded is None or len(recorded.device_set) == 1:
+        return None
+    return recorded
+
+
+def _restored(entry: LeafEntry) -> jax.sharding.Sharding | None:
+    document = entry.sharding
+    if document is None:
+        return None
+    if entry.prng_impl is not None and "partition_spec" in document:
+        spec = document["partition_spec"][: len(entry.shape) - 1]
+        document = {**document, "partition_spec": spec}
+    sharding = _sharding.restore(document, jax.devices())
+    shape = entry.shape[:-1] if entry.prng_impl else entry.shape
+    if sharding is None:
+        return None
+    try:
+        sharding.shard_shape(shape)
+    except ValueError:
+        # A recorded sharding is a wish: one that does not divide the shape is dropped.
+        return None
+    return sharding
+
+
+def _abstract(entry: LeafEntry) -> ArrayMetadata:
+    shape, dtype = entry.shape, dtype_from_name(entry.dtype or "")
+    if entry.prng_impl is not None:
+        shape, dtype = entry.shape[:-1], key_dtype(entry.prng_impl)
+    return ArrayMetadata(
+        shape=shape,
+        dtype=dtype,
+        sharding=_restored(entry),
+        storage_metadata=StorageMetadata(
+            chunk_shape=entry.chunk_shape, write_shape=entry.write_shape
+        ),
+    )

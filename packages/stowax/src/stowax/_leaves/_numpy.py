@@ -1,0 +1,90 @@
+"""NumPy arrays: stored whole, by the primary process, whose values count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from stowax._box import Box, whole
+from stowax._codecs._zarr import dtype_from_name, dtype_name
+from stowax._leaves._abstract import NumpyMetadata, StorageMetadata
+from stowax._leaves._base import Description, Holding, Wanted
+from stowax._manifest import LeafEntry
+from stowax._processes import Processes
+
+
+class NumpyLeaf:
+    """Saves and loads host arrays; a NumPy scalar is saved as a 0-d array."""
+
+    def accepts(self, value: Any) -> bool:
+        """Arrays and NumPy scalars."""
+        return isinstance(value, np.ndarray | np.generic)
+
+    def describe(self, value: np.ndarray, processes: Processes) -> Description:
+        """One part, held by the primary process."""
+        dtype = value.dtype.newbyteorder("<")
+        dtype_name(dtype)  # Refuses a dtype that no document can say.
+        box = whole(value.shape)
+        held = (Holding(box=box, processes=(processes.primary,)),)
+        return Description(
+            kind="np.ndarray",
+            dtype=dtype,
+            shape=value.shape,
+            holdings=held if value.size else (),
+        )
+
+    def stage(
+        self,
+        value: np.ndarray,
+        boxes: Sequence[Box],
+        processes: Processes,
+        *,
+        borrow: bool,
+    ) -> Sequence[jax.Array | np.ndarray]:
+        """The array itself if it may be borrowed, else a copy; little-endian."""
+        del boxes, processes
+        dtype = value.dtype.newbyteorder("<")
+        return [np.asarray(value).astype(dtype, order="C", copy=not borrow)]
+
+    def accepts_target(self, target: Any) -> bool:
+        """NumPy arrays and scalars, and metadata of stored ones."""
+        return isinstance(target, np.ndarray | np.generic | NumpyMetadata)
+
+    def default_target(self, entry: LeafEntry) -> Any | None:
+        """Shape and dtype as stored."""
+        return self.metadata(entry)
+
+    def want(self, target: Any, entry: LeafEntry, processes: Processes) -> Wanted:
+        """The whole array, in every process."""
+        del processes
+        shape = tuple(target.shape)
+        return Wanted(
+            kind="array", shape=shape, dtype=target.dtype, boxes=(whole(shape),)
+        )
+
+    def place(
+        self,
+        target: Any,
+        entry: LeafEntry,
+        parts: Mapping[Box, np.ndarray],
+        processes: Processes,
+    ) -> np.ndarray:
+        """A writable array of its own memory."""
+        del target, processes
+        (part,) = parts.values()
+        return part
+
+    def metadata(self, entry: LeafEntry) -> Any | None:
+        """Shape, dtype and chunks."""
+        if entry.kind != "np.ndarray":
+            return None
+        return NumpyMetadata(
+            shape=entry.shape,
+            dtype=dtype_from_name(entry.dtype or ""),
+            storage_metadata=StorageMetadata(
+                chunk_shape=entry.chunk_shape, write_shape=entry.write_shape
+            ),
+        )

@@ -1,0 +1,118 @@
+"""Python numbers: `bool`, `int`, `float` and `complex`, stored as 0-d arrays.
+
+The value of the primary process counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from stowax._box import Box, whole
+from stowax._leaves._base import Description, Holding, Wanted
+from stowax._manifest import LeafEntry
+from stowax._processes import Processes
+from stowax.errors import UnsupportedLeafError
+
+_Number = bool | int | float | complex
+_DTYPES: dict[type, np.dtype] = {
+    # In the order of `isinstance` checks: a bool is an int too.
+    bool: np.dtype(np.bool_),
+    int: np.dtype(np.int64),
+    float: np.dtype(np.float64),
+    complex: np.dtype(np.complex128),
+}
+_ZEROS: dict[str, bool | int | float | complex] = {
+    "bool": False,
+    "int": 0,
+    "uint": 0,
+    "complex": 0j,
+}
+
+
+class ScalarLeaf:
+    """Saves and loads Python numbers."""
+
+    def accepts(self, value: Any) -> bool:
+        """Python numbers and their subclasses, `numpy.float64` among them."""
+        return isinstance(value, _Number)
+
+    def describe(self, value: _Number, processes: Processes) -> Description:
+        """A 0-d array of 64 bits (a bool: of one byte)."""
+        return Description(
+            kind="scalar",
+            dtype=_as_array(value).dtype,
+            holdings=(Holding(box=whole(()), processes=(processes.primary,)),),
+        )
+
+    def stage(
+        self,
+        value: _Number,
+        boxes: Sequence[Box],
+        processes: Processes,
+        *,
+        borrow: bool,
+    ) -> Sequence[jax.Array | np.ndarray]:
+        """The number as an array."""
+        del boxes, processes, borrow
+        return [_as_array(value)]
+
+    def accepts_target(self, target: Any) -> bool:
+        """A number, or one of the types."""
+        if isinstance(target, type):
+            return target in _DTYPES
+        return isinstance(target, _Number)
+
+    def default_target(self, entry: LeafEntry) -> Any | None:
+        """A number of the kind that the stored dtype has."""
+        return self.metadata(entry)
+
+    def want(self, target: Any, entry: LeafEntry, processes: Processes) -> Wanted:
+        """The only element; converted only if the target's type is another."""
+        del processes
+        cls = _python_type(target)
+        stored = _python_type(self.metadata(entry)) if entry.kind == "scalar" else None
+        dtype = None if cls is stored else _DTYPES[cls]
+        return Wanted(kind="scalar", shape=(), dtype=dtype, boxes=(whole(()),))
+
+    def place(
+        self,
+        target: Any,
+        entry: LeafEntry,
+        parts: Mapping[Box, np.ndarray],
+        processes: Processes,
+    ) -> _Number:
+        """The Python number."""
+        del entry, processes
+        (part,) = parts.values()
+        return _python_type(target)(part.item())
+
+    def metadata(self, entry: LeafEntry) -> Any | None:
+        """Zero, of the type that will come back."""
+        if entry.kind != "scalar":
+            return None
+        family = (entry.dtype or "").rstrip("0123456789")
+        return _ZEROS.get(family, 0.0)
+
+
+def _python_type(target: Any) -> type[Any]:
+    cls = target if isinstance(target, type) else type(target)
+    return next(known for known in _DTYPES if issubclass(cls, known))
+
+
+def _as_array(value: Any) -> np.ndarray:
+    cls = _python_type(value)
+    if cls is int and value.real > np.iinfo(np.int64).max:
+        dtype = np.dtype(np.uint64)
+    else:
+        dtype = _DTYPES[cls]
+    try:
+        return np.array(cls(value), dtype)
+    except OverflowError as error:
+        raise UnsupportedLeafError(
+            f"the integer {value} does not fit 64 bits; save it as a string, "
+            "`str(value)`, or as an array of its digits"
+        ) from error

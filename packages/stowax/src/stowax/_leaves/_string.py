@@ -1,0 +1,69 @@
+"""Strings: kept in the documents of an item, not in its data files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from stowax._box import Box
+from stowax._leaves._base import Description, Wanted
+from stowax._manifest import LeafEntry
+from stowax._processes import Processes
+from stowax.errors import UnsupportedLeafError
+
+
+class StringLeaf:
+    """Saves and loads `str`; that of the primary process counts."""
+
+    def accepts(self, value: Any) -> bool:
+        """Strings and their subclasses, which come back as plain strings."""
+        return isinstance(value, str)
+
+    def describe(self, value: str, processes: Processes) -> Description:
+        """The text itself."""
+        del processes
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UnsupportedLeafError(
+                f"a string with half a surrogate pair has no UTF-8 form: {error}"
+            ) from error
+        return Description(kind="string", text=str(value))
+
+    def stage(
+        self, value: str, boxes: Sequence[Box], processes: Processes, *, borrow: bool
+    ) -> Sequence[jax.Array | np.ndarray]:
+        """Nothing to move."""
+        del value, boxes, processes, borrow
+        return []
+
+    def accepts_target(self, target: Any) -> bool:
+        """A string, or the type."""
+        return target is str or isinstance(target, str)
+
+    def default_target(self, entry: LeafEntry) -> Any | None:
+        """Any string."""
+        return self.metadata(entry)
+
+    def want(self, target: Any, entry: LeafEntry, processes: Processes) -> Wanted:
+        """Nothing from the data files."""
+        del target, entry, processes
+        return Wanted(kind="string")
+
+    def place(
+        self,
+        target: Any,
+        entry: LeafEntry,
+        parts: Mapping[Box, np.ndarray],
+        processes: Processes,
+    ) -> str:
+        """The text."""
+        del target, parts, processes
+        return entry.text or ""
+
+    def metadata(self, entry: LeafEntry) -> Any | None:
+        """The word `string`."""
+        return "string" if entry.kind == "string" else None

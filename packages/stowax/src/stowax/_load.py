@@ -1,0 +1,373 @@
+"""The story of a load: settings, format, handlers, and values in place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from stowax._context import Settings, check_supported, current_settings
+from stowax._formats._base import ItemKind, OpenCheckpoint
+from stowax._formats._detect import open_checkpoint
+from stowax._formats._orbax_json import item_kind
+from stowax._formats._stowax import read_document
+from stowax._handlers._base import OwnHandler
+from stowax._handlers._pytree import PyTreeHandler
+from stowax._handlers._registry import STATE_NAME, Handlers
+from stowax._metadata import CheckpointMetadata
+from stowax._operation import (
+    Operation,
+    OperationPath,
+    absolute,
+    in_place,
+    lending,
+    runtime_of,
+)
+from stowax._response import AsyncResponse, respond
+from stowax._runtime import Runtime, drive
+from stowax._stores._base import walk
+from stowax.errors import (
+    CheckpointableNotFoundError,
+    DeadlineError,
+    InvalidLayoutError,
+)
+
+AUTO = "AUTO"
+"""Stands for "the tree of this checkpoint" where a checkpointable is named."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpaqueCheckpointable:
+    """A checkpointable that nothing here can load, and all that is known of it."""
+
+    path: str
+    typestr: str | None
+    """What saved it, as far as recorded."""
+    files: tuple[str, ...]
+
+
+def load(
+    path: Any,
+    abstract_state: Any = None,
+    *,
+    checkpointable_name: str | None = AUTO,
+) -> Any:
+    """Loads a state, verified.
+
+    Args:
+        path: A checkpoint of this library, or of any Orbax.
+        abstract_state: What to load: a tree with a leaf for every stored one:
+            `jax.ShapeDtypeStruct` or any array (with a sharding: loaded onto it), a
+            NumPy array, a number or its type, `str`, or `PLACEHOLDER` to leave it out;
+            the result has exactly its containers. Also the result of `metadata()`.
+            None: all, as it was saved, in plain containers.
+        checkpointable_name: Which tree; `"AUTO"`: the only one, or "state"; None: the
+            path itself is the directory of a tree.
+
+    Returns:
+        The state. Arrays go where the abstract state says; without a word there, to
+        the devices they were spread over when they were saved, or, not committed, to
+        the default device.
+
+    Raises:
+        CheckpointNotFoundError: Nothing is at the path.
+        InvalidLayoutError: It is no checkpoint, or an incomplete one.
+        CheckpointableNotFoundError: It holds no tree of that name.
+        TreeMismatchError: Lists every leaf that does not fit.
+        CorruptCheckpointError: Bytes are not what was saved; names leaf and file.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import stowax
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> stowax.save(path, {"w": jnp.ones((2, 3)), "pair": (1, "two")})
+        >>> stowax.load(path)["pair"]
+        (1, 'two')
+        >>> abstract = {"w": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16), "pair": ...}
+        >>> stowax.load(path, abstract)["w"].dtype
+        dtype(bfloat16)
+    """
+    return _start_load(path, abstract_state, checkpointable_name).now()
+
+
+def load_async(
+    path: Any,
+    abstract_state: Any = None,
+    *,
+    checkpointable_name: str | None = AUTO,
+) -> AsyncResponse[Any]:
+    """Loads a state in the background; see `load`.
+
+    JAX settings that belong to a thread, such as a default device, do not reach it.
+    """
+    return _start_load(path, abstract_state, checkpointable_name).later()
+
+
+def load_checkpointables(
+    path: Any, abstract_checkpointables: Any = None
+) -> dict[str, Any]:
+    """Loads several named checkpointables.
+
+    Args:
+        path: See `load`.
+        abstract_checkpointables: What to load, by name: an abstract state, an object
+            with `save` and `load` methods, which is loaded in place, or None for
+            whatever is stored. None in place of the dict: all that are stored.
+
+    Returns:
+        By name, what was loaded. A checkpointable that nothing here can load comes
+        back as a description if it was not asked for by name.
+
+    Raises:
+        CheckpointableNotFoundError: A name is not in the checkpoint.
+        Exception: See `load`; and whatever a handler raises.
+
+    Example:
+        >>> import stowax
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> stowax.save_checkpointables(path, {"model": {"w": 1.5}, "step": 3})
+        >>> stowax.load_checkpointables(path, {"step": int})
+        {'step': 3}
+    """
+    return _start_load_checkpointables(path, abstract_checkpointables).now()
+
+
+def load_checkpointables_async(
+    path: Any, abstract_checkpointables: Any = None
+) -> AsyncResponse[dict[str, Any]]:
+    """Loads several named checkpointables in the background; see `load_async`."""
+    return _start_load_checkpointables(path, abstract_checkpointables).later()
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """A load that may run on the caller's thread or on one of its own."""
+
+    work: Awaitable[Any]
+    runtime: Runtime
+    what: str
+
+    def now(self) -> Any:
+        return drive(self.work)
+
+    def later(self) -> AsyncResponse[Any]:
+        return respond(
+            self.runtime, self.runtime.start_guest(self.work), what=self.what
+        )
+
+
+def _start_load(path: Any, target: Any, name: str | None) -> _Load:
+    settings, runtime, location = _door(path)
+    if isinstance(target, CheckpointMetadata):
+        target = target.metadata
+
+    async def work() -> Any:
+        if name is None:
+            operation = in_place(location, settings)
+            return await _load_item(
+                operation, location, "", target, PyTreeHandler(), None
+            )
+        checkpoint, operation = await open_for_reading(location, settings)
+        chosen = tree_name(checkpoint, await item_kinds(operation, checkpoint), name)
+        loaded = await _load_named(checkpoint, operation, {chosen: target}, settings)
+        return loaded[chosen]
+
+    return _Load(_within(work(), settings, location), runtime, f"load of {location}")
+
+
+def _start_load_checkpointables(path: Any, targets: Any) -> _Load:
+    settings, runtime, location = _door(path)
+    if isinstance(targets, CheckpointMetadata):
+        targets = targets.metadata
+
+    async def work() -> dict[str, Any]:
+        checkpoint, operation = await open_for_reading(location, settings)
+        asked = dict.fromkeys(checkpoint.items) if targets is None else dict(targets)
+        return await _load_named(
+            checkpoint, operation, asked, settings, required=targets is not None
+        )
+
+    return _Load(_within(work(), settings, location), runtime, f"load of {location}")
+
+
+def _door(path: Any) -> tuple[Settings, Runtime, str]:
+    settings = current_settings()
+    check_supported(settings, saving=False)
+    return settings, runtime_of(settings), absolute(path)
+
+
+async def _within(work: Awaitable[Any], settings: Settings, location: str) -> Any:
+    try:
+        async with asyncio.timeout(settings.timeout_secs):
+            return await work
+    except TimeoutError as error:
+        if isinstance(error, DeadlineError):
+            raise
+        raise DeadlineError(
+            f"the load of {location} took longer than {settings.timeout_secs:g} s; "
+            "allow more with `AsyncOptions(timeout_secs=...)`"
+        ) from error
+
+
+async def open_for_reading(
+    location: str, settings: Settings
+) -> tuple[OpenCheckpoint, Operation]:
+    """Opens a checkpoint, and the operation that its handlers take part in."""
+    operation = in_place(location, settings)
+    checkpoint = await operation.submit(
+        open_checkpoint(operation.store, location, verify=settings.verify)
+    )
+    operation.directory = checkpoint.path
+    operation.digests = checkpoint.guest_files
+    return checkpoint, operation
+
+
+async def item_kinds(
+    operation: Operation, checkpoint: OpenCheckpoint
+) -> dict[str, ItemKind]:
+    """What the files of every item are."""
+    kinds: dict[str, ItemKind] = {}
+    for name, directory in checkpoint.items.items():
+        entries = await operation.submit(operation.store.list(directory))
+        kinds[name] = item_kind(e.name for e in entries if not e.is_directory)
+    return kinds
+
+
+def tree_name(
+    checkpoint: OpenCheckpoint, kinds: Mapping[str, ItemKind], name: str
+) -> str:
+    """The name of the tree that a caller means.
+
+    Raises:
+        CheckpointableNotFoundError: There is no tree of that name, or none at all.
+        InvalidLayoutError: `AUTO`, and several trees could be meant.
+    """
+    trees = [n for n, kind in kinds.items() if kind == "tree"]
+    if name != AUTO:
+        if name in checkpoint.items:
+            return name
+        if list(checkpoint.items) == [""] and name == STATE_NAME:
+            return ""
+        raise _not_found(checkpoint, name)
+    for preferred in (STATE_NAME, ""):
+        if preferred in trees:
+            return preferred
+    if len(trees) == 1:
+        return trees[0]
+    if not trees:
+        raise CheckpointableNotFoundError(
+            f"{checkpoint.path} holds no tree, only {sorted(checkpoint.items)}; load "
+            "them with `load_checkpointables`"
+        )
+    raise InvalidLayoutError(
+        f"{checkpoint.path} holds several trees, {sorted(trees)}; say which one with "
+        "`checkpointable_name=...`"
+    )
+
+
+async def _load_named(
+    checkpoint: OpenCheckpoint,
+    operation: Operation,
+    targets: Mapping[str, Any],
+    settings: Settings,
+    *,
+    required: bool = True,
+) -> dict[str, Any]:
+    handlers = Handlers(settings)
+    kinds = await item_kinds(operation, checkpoint)
+    chosen: dict[str, Any] = {}
+    for name, target in targets.items():
+        if name not in checkpoint.items:
+            raise _not_found(checkpoint, name)
+        typestr = checkpoint.typestrs.get(name)
+        handler = handlers.for_loading(name, typestr, kinds[name], target)
+        if handler is None and required:
+            raise CheckpointableNotFoundError(
+                f"{checkpoint.items[name]}: nothing here can load {name!r}, which was "
+                f"saved by {typestr!r}. Register its handler with "
+                "`stowax.handlers.register_handler`, or give the object to load into."
+            )
+        chosen[name] = handler
+    loaded: dict[str, Any] = {}
+    for name, handler in chosen.items():
+        directory, typestr = checkpoint.items[name], checkpoint.typestrs.get(name)
+        with _noting(f"while loading the checkpointable {name!r}"):
+            loaded[name] = await _load_item(
+                operation, directory, name, targets[name], handler, typestr
+            )
+    return loaded
+
+
+async def _load_item(
+    operation: Operation,
+    directory: str,
+    name: str,
+    target: Any,
+    handler: Any | None,
+    typestr: str | None,
+) -> Any:
+    """Loads one item, with both phases of its handler on this thread."""
+    if handler is None:
+        entries = await operation.submit(operation.store.list(directory))
+        files = tuple(entry.name for entry in entries)
+        return OpaqueCheckpointable(path=directory, typestr=typestr, files=files)
+    if isinstance(handler, OwnHandler):
+        return await (await handler.load(OperationPath(operation, directory), target))
+    async with guest_directory(operation, directory) as local:
+        return await (await handler.load(local, target))
+
+
+@contextlib.asynccontextmanager
+async def guest_directory(
+    operation: Operation, directory: str
+) -> AsyncGenerator[epath.Path]:
+    """Where a guest finds the files of its item, verified, with plain file calls."""
+    await operation.submit(_verify_guest_files(operation, directory))
+    if operation.store.has_directories:
+        yield epath.Path(directory)
+        return
+    with tempfile.TemporaryDirectory(prefix="stowax-") as scratch, lending(scratch):
+        await operation.submit(_export(operation, directory, scratch))
+        yield epath.Path(scratch)
+
+
+async def _verify_guest_files(operation: Operation, directory: str) -> None:
+    """Compares the files that a guest will read with their digests."""
+    if not operation.settings.verify:
+        return
+    for path, digest in operation.digests.items():
+        if path.startswith(f"{directory}/"):
+            await read_document(operation.store, path, digest, verify=True)
+
+
+async def _export(operation: Operation, directory: str, scratch: str) -> None:
+    """Copies an item out of a store that is no directory, for guests to read."""
+    for path, entry in await walk(operation.store, directory):
+        local = epath.Path(scratch) / path[len(directory) + 1 :]
+        if entry.is_directory:
+            local.mkdir(parents=True, exist_ok=True)
+        else:
+            content = bytearray(entry.size_bytes)
+            await operation.store.read_into(path, 0, content)
+            local.write_bytes(bytes(content))
+
+
+def _not_found(checkpoint: OpenCheckpoint, name: str) -> CheckpointableNotFoundError:
+    return CheckpointableNotFoundError(
+        f"{checkpoint.path} holds no checkpointable {name!r}; it holds "
+        f"{sorted(checkpoint.items)}"
+    )
+
+
+@contextlib.contextmanager
+def _noting(note: str) -> Generator[None]:
+    try:
+        yield
+    except Exception as error:  # Whatever it is, its reader wants to know the item.
+        error.add_note(note)
+        raise

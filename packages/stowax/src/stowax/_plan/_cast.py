@@ -1,0 +1,60 @@
+"""What a conversion between dtypes loses.
+
+Losing precision is what the caller asked for; losing *range* (values become infinite
+or wrap around) or *kind* (a fraction, a sign or an imaginary part is dropped) is worth
+a word.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def loss(stored: np.dtype, wanted: np.dtype) -> str | None:
+    """What a conversion loses beyond precision; None when nothing.
+
+    Example:
+        >>> loss(np.dtype("float32"), np.dtype("int16"))
+        'float32 to int16 drops fractions'
+        >>> loss(np.dtype("float32"), np.dtype("bfloat16")) is None
+        True
+    """
+    if stored == wanted:
+        return None
+    reason = _reason(stored, wanted)
+    return None if reason is None else f"{stored} to {wanted} {reason}"
+
+
+def _reason(stored: np.dtype, wanted: np.dtype) -> str | None:
+    kinds = _kind(stored), _kind(wanted)
+    match kinds:
+        case (_, "bool"):
+            return "keeps only whether a value is zero"
+        case ("complex", "float" | "int"):
+            return "drops imaginary parts"
+        case ("float", "int"):
+            return "drops fractions"
+        case ("bool", _):
+            return None
+    low, high = _range(stored)
+    wanted_low, wanted_high = _range(wanted)
+    if low < wanted_low or high > wanted_high:
+        return f"cannot hold values beyond {wanted_low:g} to {wanted_high:g}"
+    return None
+
+
+def _kind(dtype: np.dtype) -> str:
+    if dtype == np.bool_:
+        return "bool"
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return "complex"
+    return "float" if jnp.issubdtype(dtype, jnp.floating) else "int"
+
+
+def _range(dtype: np.dtype) -> tuple[float, float]:
+    if _kind(dtype) == "int":
+        info = jnp.iinfo(dtype)
+        return float(info.min), float(info.max)
+    info = jnp.finfo(dtype)
+    return float(info.min), float(info.max)

@@ -1,0 +1,325 @@
+"""The story of a save: settings, handlers, staging, and a commit in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import posixpath
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+from stowax._commit import RootFacts, abandon, begin, commit
+from stowax._context import Settings, check_supported, current_settings
+from stowax._formats._base import RESERVED_NAMES
+from stowax._handlers._registry import STATE_NAME, Handlers, typestr_of
+from stowax._operation import (
+    DRAFT_MARK,
+    Operation,
+    OperationPath,
+    absolute,
+    runtime_of,
+)
+from stowax._response import AsyncResponse, raise_unseen, respond
+from stowax._runtime import Runtime, drive
+from stowax.errors import InvalidNameError
+
+_ROOT_NAMES = frozenset(
+    {"_CHECKPOINT_METADATA", "orbax.checkpoint", "commit_success.txt", "stowax.json"}
+)
+
+
+def save(
+    path: Any,
+    state: Any,
+    *,
+    checkpointable_name: str = STATE_NAME,
+    overwrite: bool = False,
+    custom_metadata: Any = None,
+) -> None:
+    """Saves a state: a tree of arrays, numbers and strings.
+
+    All or nothing: when this returns, the checkpoint is complete and durable; if it
+    raises, whatever was at the path before is untouched. In a run of several processes
+    all of them call it.
+
+    Args:
+        path: Where. Missing parents are made; a relative path is resolved.
+        state: Any tree that JAX knows: dicts, lists, tuples, NamedTuples, registered
+            dataclasses, with `jax.Array`, NumPy arrays, Python numbers, strings and
+            None as leaves. Must not be changed until this returns.
+        checkpointable_name: What `load` finds it under.
+        overwrite: Whether to replace what is at the path. The old checkpoint stays
+            whole until the new one takes its place.
+        custom_metadata: JSON values to keep with the checkpoint, a dict.
+
+    Raises:
+        CheckpointExistsError: Something is at the path.
+        TreeError: The state cannot be saved; names every leaf in the way.
+        DeadlineError: It took longer than `AsyncOptions.timeout_secs`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import stowax
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> stowax.save(path, {"w": jnp.ones((2, 3)), "step": 1})
+        >>> stowax.load(path)["step"]
+        1
+    """
+    save_checkpointables(
+        path,
+        {checkpointable_name: state},
+        overwrite=overwrite,
+        custom_metadata=custom_metadata,
+    )
+
+
+def save_async(
+    path: Any,
+    state: Any,
+    *,
+    checkpointable_name: str = STATE_NAME,
+    overwrite: bool = False,
+    custom_metadata: Any = None,
+) -> AsyncResponse[None]:
+    """Saves a state in the background.
+
+    Returns once the caller may change, donate or delete every leaf. The checkpoint
+    appears when it is complete. A failure is raised by `result()`; if nobody asks, by
+    the next save; if there is none, the program ends with a message and status 1.
+
+    Args:
+        path: See `save`.
+        state: See `save`.
+        checkpointable_name: See `save`.
+        overwrite: See `save`.
+        custom_metadata: See `save`.
+
+    Raises:
+        CheckpointExistsError: Something is at the path.
+        TreeError: The state cannot be saved; names every leaf in the way.
+        BackgroundSaveError: An earlier save failed, and nobody had asked for it.
+
+    Example:
+        >>> import numpy as np
+        >>> import stowax
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> weights = np.ones(3)
+        >>> response = stowax.save_async(path, {"w": weights})
+        >>> weights[:] = 0  # already allowed
+        >>> response.result()
+        >>> stowax.load(path)["w"]
+        array([1., 1., 1.])
+    """
+    return save_checkpointables_async(
+        path,
+        {checkpointable_name: state},
+        overwrite=overwrite,
+        custom_metadata=custom_metadata,
+    )
+
+
+def save_checkpointables(
+    path: Any,
+    checkpointables: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    custom_metadata: Any = None,
+) -> None:
+    """Saves several named checkpointables as one checkpoint.
+
+    Args:
+        path: See `save`.
+        checkpointables: By name: trees, objects with `save` and `load` methods
+            (`StatefulCheckpointable`), and whatever a registered handler accepts.
+        overwrite: See `save`.
+        custom_metadata: See `save`.
+
+    Raises:
+        InvalidNameError: A name that no checkpointable can have.
+        HandlerError: No handler accepts a checkpointable.
+        Exception: See `save`; and whatever a handler raises.
+
+    Example:
+        >>> import stowax
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> stowax.save_checkpointables(path, {"model": {"w": 1.5}, "step": 3})
+        >>> stowax.load_checkpointables(path)
+        {'model': {'w': 1.5}, 'step': 3}
+    """
+    start_save(
+        path,
+        checkpointables,
+        overwrite=overwrite,
+        facts=RootFacts(custom_metadata=_checked_metadata(custom_metadata)),
+        borrow=True,
+    ).result()
+
+
+def save_checkpointables_async(
+    path: Any,
+    checkpointables: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    custom_metadata: Any = None,
+) -> AsyncResponse[None]:
+    """Saves several named checkpointables in the background.
+
+    Args:
+        path: See `save`.
+        checkpointables: See `save_checkpointables`.
+        overwrite: See `save`.
+        custom_metadata: See `save`.
+
+    Returns:
+        See `save_async`.
+    """
+    return start_save(
+        path,
+        checkpointables,
+        overwrite=overwrite,
+        facts=RootFacts(custom_metadata=_checked_metadata(custom_metadata)),
+        borrow=not current_settings().deepcopy_host_arrays,
+    )
+
+
+def start_save(
+    path: Any,
+    checkpointables: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    facts: RootFacts,
+    borrow: bool,
+) -> AsyncResponse[None]:
+    """Stages everything, then commits in the background.
+
+    Args:
+        path: The final path.
+        checkpointables: By name.
+        overwrite: Whether what is at the path is replaced.
+        facts: What stands at the root.
+        borrow: Whether the caller leaves host arrays alone until the end.
+    """
+    settings = current_settings()
+    check_supported(settings)
+    runtime = runtime_of(settings)
+    raise_unseen(runtime)
+    location = absolute(path)
+    for name in checkpointables:
+        _check_name(name)
+    handlers = Handlers(settings)
+    chosen = {n: handlers.for_saving(n, c) for n, c in checkpointables.items()}
+    started_nsecs = runtime.now_nsecs()
+    operation = runtime.run(
+        begin(location, settings, runtime, overwrite=overwrite, borrow=borrow)
+    )
+    work, failure = _stage(operation, runtime, checkpointables, chosen)
+    if failure is not None:
+        runtime.run(_give_up(operation, work, failure))
+    future = runtime.submit(
+        _commit(
+            operation,
+            location,
+            work,
+            {name: typestr_of(handler) for name, handler in chosen.items()},
+            facts,
+            settings,
+            started_nsecs=started_nsecs,
+            replace=overwrite,
+        )
+    )
+    return respond(runtime, future, what=f"save to {location}")
+
+
+def _stage(
+    operation: Operation,
+    runtime: Runtime,
+    checkpointables: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+) -> tuple[dict[str, Awaitable[None]], Exception | None]:
+    """First phase of every handler, on the caller's thread.
+
+    A failure is returned with what has begun: the draft has to go, others have to know.
+    """
+    work: dict[str, Awaitable[None]] = {}
+    for name, checkpointable in checkpointables.items():
+        directory = OperationPath(operation, posixpath.join(operation.directory, name))
+        try:
+            work[name] = drive(chosen[name].save(directory, checkpointable))
+        except Exception as error:  # noqa: BLE001 handlers may raise anything
+            error.add_note(f"while saving the checkpointable {name!r}")
+            return work, error
+    return work, None
+
+
+async def _give_up(
+    operation: Operation, work: Mapping[str, Awaitable[None]], failure: Exception
+) -> None:
+    """Lets what has begun end, tells the other processes, and raises the failure."""
+    for awaitable in work.values():
+        future = getattr(awaitable, "future", None)
+        if future is not None:
+            future.cancel()
+            await asyncio.wait([asyncio.wrap_future(future)])
+        elif asyncio.iscoroutine(awaitable):
+            awaitable.close()
+    try:
+        await operation.agree("written", failure)
+    finally:
+        await abandon(operation)
+
+
+async def _commit(
+    operation: Operation,
+    location: str,
+    work: Mapping[str, Awaitable[None]],
+    typestrs: Mapping[str, str],
+    facts: RootFacts,
+    settings: Settings,
+    *,
+    started_nsecs: int,
+    replace: bool,
+) -> None:
+    await commit(
+        operation,
+        location,
+        work,
+        typestrs,
+        facts,
+        started_nsecs=started_nsecs,
+        replace=replace,
+    )
+    if settings.post_finalization_callback is not None:
+        settings.post_finalization_callback()
+
+
+def _check_name(name: Any) -> None:
+    """Refuses names that would clash with files of the format, or leave the directory.
+
+    Raises:
+        InvalidNameError: Says what is wrong with the name.
+    """
+    if not isinstance(name, str):
+        reason = "is no string"
+    elif name in RESERVED_NAMES or name in _ROOT_NAMES:
+        reason = "is reserved"
+    elif DRAFT_MARK in name:
+        reason = "marks unfinished checkpoints"
+    elif name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+        reason = "is no name of a directory"
+    else:
+        return
+    raise InvalidNameError(f"the checkpointable name {name!r} {reason}")
+
+
+def _checked_metadata(custom_metadata: Any) -> Mapping[str, Any]:
+    if custom_metadata is None:
+        return {}
+    if not isinstance(custom_metadata, Mapping) or not all(
+        isinstance(key, str) for key in custom_metadata
+    ):
+        raise TypeError(
+            "custom_metadata must be a dict with string keys, found "
+            f"{type(custom_metadata).__qualname__}"
+        )
+    json.dumps(custom_metadata)  # Raises now what would else end the save halfway.
+    return custom_metadata

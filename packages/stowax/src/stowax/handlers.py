@@ -1,0 +1,26 @@
+"""Handlers: who saves and loads which checkpointable."""
+
+from stowax._handlers._base import CheckpointableHandler as CheckpointableHandler
+from stowax._handlers._base import StatefulCheckpointable as StatefulCheckpointable
+from stowax._handlers._json import JsonHandler as JsonHandler
+from stowax._handlers._pytree import PyTreeHandler as PyTreeHandler
+from stowax._handlers._registry import (
+    CheckpointableHandlerRegistry as CheckpointableHandlerRegistry,
+)
+from stowax._handlers._registry import global_registry as global_registry
+from stowax._handlers._registry import local_registry as local_registry
+from stowax._handlers._registry import register_handler as register_handler
+from stowax._public import claim as _claim
+
+__all__ = [
+    "CheckpointableHandler",
+    "CheckpointableHandlerRegistry",
+    "JsonHandler",
+    "PyTreeHandler",
+    "StatefulCheckpointable",
+    "global_registry",
+    "local_registry",
+    "register_handler",
+]
+
+_claim(globals())
