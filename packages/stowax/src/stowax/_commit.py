@@ -45,7 +45,7 @@ from stowax._operation import (
 )
 from stowax._runtime import Runtime, on_worker
 from stowax._stores._base import join, read_bytes, walk
-from stowax._tasks import run_all
+from stowax._tasks import finish_all
 from stowax.errors import CheckpointExistsError, DeadlineError
 
 _logger = logging.getLogger("stowax")
@@ -160,6 +160,7 @@ async def commit(
 
 async def abandon(operation: Operation) -> None:
     """Removes the draft; failing that, leaves it, which does no harm."""
+    await operation.stop()
     if operation.processes.index != operation.processes.primary:
         return
     try:
@@ -179,7 +180,7 @@ async def _outcome(work: Awaitable[None]) -> bytes | Exception:
 
 async def _finish(operation: Operation, work: Mapping[str, Awaitable[None]]) -> None:
     """Waits for every item; then makes durable what guests of this process wrote."""
-    await run_all(
+    await finish_all(
         _finish_one(operation, name, awaitable) for name, awaitable in work.items()
     )
 

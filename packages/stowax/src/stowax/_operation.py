@@ -61,12 +61,31 @@ class Operation:
     """Item directories written so far: digest of the manifest, files that it covers."""
     digests: Mapping[str, Digest] = field(default_factory=dict)
     """On load: digests of files that no item manifest covers, by full path."""
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
+    """What was submitted and has not ended; only the engine's loop touches it."""
     scratch: tempfile.TemporaryDirectory[str] | None = None
     """Where guests write when the store is no directory."""
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> EngineTask[T]:
         """Starts work of our own on the engine's loop."""
-        return EngineTask(self.runtime.submit(coroutine))
+
+        async def tracked() -> T:
+            task = asyncio.current_task()
+            assert task is not None
+            self.tasks.add(task)
+            try:
+                return await coroutine
+            finally:
+                self.tasks.discard(task)
+
+        return EngineTask(self.runtime.submit(tracked()))
+
+    async def stop(self) -> None:
+        """Ends what was submitted; afterwards nothing of it touches the store."""
+        while tasks := set(self.tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def agree(self, point: str, outcome: bytes | Exception) -> tuple[bytes, ...]:
         """Meets the other processes; everybody learns what everybody brings.
@@ -160,18 +179,13 @@ def absolute(path: Any) -> str:
     """The path as stores know it: absolute, normalised, with forward slashes.
 
     Raises:
-        InvalidNameError: It is empty, or has a name that marks unfinished checkpoints.
+        InvalidNameError: It is no path.
     """
     text = os.fspath(path)
     if isinstance(text, bytes) or not text or "\0" in text:
         raise InvalidNameError(f"{path!r} is no path of a checkpoint")
     if "://" not in text:
         text = pathlib.Path(os.path.abspath(text)).as_posix()
-    if DRAFT_MARK in posixpath.basename(text):
-        raise InvalidNameError(
-            f"{text}: a name with {DRAFT_MARK!r} marks an unfinished checkpoint; "
-            "choose another"
-        )
     return text.rstrip("/")
 
 

@@ -14,13 +14,14 @@ from stowax._formats._base import RESERVED_NAMES
 from stowax._handlers._registry import STATE_NAME, Handlers, typestr_of
 from stowax._operation import (
     DRAFT_MARK,
+    EngineTask,
     Operation,
     OperationPath,
     absolute,
     runtime_of,
 )
 from stowax._response import AsyncResponse, raise_unseen, respond
-from stowax._runtime import Runtime, drive
+from stowax._runtime import drive
 from stowax.errors import InvalidNameError
 
 _ROOT_NAMES = frozenset(
@@ -204,6 +205,11 @@ def start_save(
     runtime = runtime_of(settings)
     raise_unseen(runtime)
     location = absolute(path)
+    if DRAFT_MARK in posixpath.basename(location):
+        raise InvalidNameError(
+            f"{location}: a name with {DRAFT_MARK!r} marks an unfinished checkpoint; "
+            "choose another"
+        )
     for name in checkpointables:
         _check_name(name)
     handlers = Handlers(settings)
@@ -212,7 +218,11 @@ def start_save(
     operation = runtime.run(
         begin(location, settings, runtime, overwrite=overwrite, borrow=borrow)
     )
-    work, failure = _stage(operation, runtime, checkpointables, chosen)
+    try:
+        work, failure = _stage(operation, checkpointables, chosen)
+    except BaseException:  # An interrupt: there is no time to tell the others.
+        runtime.run(abandon(operation))
+        raise
     if failure is not None:
         runtime.run(_give_up(operation, work, failure))
     future = runtime.submit(
@@ -232,7 +242,6 @@ def start_save(
 
 def _stage(
     operation: Operation,
-    runtime: Runtime,
     checkpointables: Mapping[str, Any],
     chosen: Mapping[str, Any],
 ) -> tuple[dict[str, Awaitable[None]], Exception | None]:
@@ -256,12 +265,11 @@ async def _give_up(
 ) -> None:
     """Lets what has begun end, tells the other processes, and raises the failure."""
     for awaitable in work.values():
-        future = getattr(awaitable, "future", None)
-        if future is not None:
-            future.cancel()
-            await asyncio.wait([asyncio.wrap_future(future)])
+        if isinstance(awaitable, EngineTask):
+            awaitable.future.cancel()
         elif asyncio.iscoroutine(awaitable):
             awaitable.close()
+    await operation.stop()
     try:
         await operation.agree("written", failure)
     finally:

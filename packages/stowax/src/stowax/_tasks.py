@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from typing import Any
 
 
@@ -22,11 +22,27 @@ async def run_all(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]
     except BaseExceptionGroup as failures:
-        first, *others = _leaves(failures)
-        for other in others:
-            first.add_note(f"and: {type(other).__name__}: {other}")
+        first = _first_of(_leaves(failures))
         raise first from first.__cause__
     return [task.result() for task in tasks]
+
+
+async def finish_all(awaitables: Iterable[Awaitable[Any]]) -> None:
+    """Waits until every one has ended; then raises the first failure, if any.
+
+    For work that cannot be cancelled halfway, such as that of a guest.
+    """
+    outcomes = await asyncio.gather(*awaitables, return_exceptions=True)
+    failures = [o for o in outcomes if isinstance(o, BaseException)]
+    if failures:
+        raise _first_of(failures)
+
+
+def _first_of(failures: Sequence[BaseException]) -> BaseException:
+    first, *others = failures
+    for other in others:
+        first.add_note(f"and: {type(other).__name__}: {other}")
+    return first
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

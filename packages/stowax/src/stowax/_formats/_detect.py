@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from stowax._formats._base import Format, OpenCheckpoint, TreeItem
 from stowax._formats._orbax import OrbaxV1Format
+from stowax._formats._orbax_json import UNFINISHED_MARK
 from stowax._formats._orbax_v0 import OrbaxV0Format
 from stowax._formats._stowax import MANIFEST, ROOT_SEAL, StowaxFormat, open_tree_item
 from stowax._manifest import Digest
@@ -39,6 +40,11 @@ async def open_checkpoint(store: Store, path: str, *, verify: bool) -> OpenCheck
     if entry is None:
         raise CheckpointNotFoundError(
             f"nothing is at {path}{await _drafts_beside(store, path)}"
+        )
+    if UNFINISHED_MARK in posixpath.basename(path):
+        raise InvalidLayoutError(
+            f"{path} is an unfinished save, as its name says; only a checkpoint that "
+            "was published is complete"
         )
     if not entry.is_directory:
         raise InvalidLayoutError(f"{path} is a file; a checkpoint is a directory")

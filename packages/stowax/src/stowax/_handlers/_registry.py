@@ -216,7 +216,7 @@ class Handlers:
             HandlerError: No handler accepts it, nor the one chosen for the name.
         """
         tied = self.tied_to(name)
-        if tied is not None:
+        if tied is not None and not _saves_itself(tied, checkpointable):
             return tied
         for tied_name, handler, _ in self._entries:
             if tied_name is None and handler.is_handleable(checkpointable):
@@ -244,7 +244,8 @@ class Handlers:
             target: What was asked for; None if nothing was.
         """
         tied = self.tied_to(name)
-        if tied is not None and (name != STATE_NAME or kind == "tree"):
+        serves = name != STATE_NAME or kind == "tree"
+        if tied is not None and serves and not _saves_itself(tied, target):
             return tied
         if StatefulCheckpointableHandler().is_handleable(target):
             return StatefulCheckpointableHandler()
@@ -263,6 +264,12 @@ class Handlers:
             if tied_name is None and handler.is_abstract_handleable(target):
                 return handler
         return None
+
+
+def _saves_itself(tied: Any, checkpointable: Any) -> bool:
+    """Whether a name is tied to trees, but stands for an object that saves itself."""
+    stateful = StatefulCheckpointableHandler().is_handleable(checkpointable)
+    return stateful and isinstance(tied, PyTreeHandler)
 
 
 def typestr_of(handler: Any) -> str:
