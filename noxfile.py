@@ -84,6 +84,14 @@ def soak(session: nox.Session) -> None:
     session.run("pytest", "-m", "soak", *session.posargs, env={"STOWAX_SOAK": "1"})
 
 
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Compare with Orbax, safetensors and the raw disk; writes docs/benchmarks.md."""
+    _install(session, *_editable(), PEER, "safetensors")
+    table = ["--table", "docs/benchmarks.md"]
+    session.run("python", "benchmarks/compare.py", *table, *session.posargs)
+
+
 @nox.session(python=PYTHONS)
 def matrix(session: nox.Session) -> None:
     """All tests on each supported Python that this machine has."""
