@@ -64,6 +64,7 @@ LAYERS = {
     "_load": 8,
     "_save": 8,
     # faces
+    "adapters": 9,
     "arrays": 9,
     "handlers": 9,
     "multihost": 9,

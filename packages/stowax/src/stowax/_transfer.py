@@ -40,11 +40,17 @@ def to_default_device(part: np.ndarray) -> jax.Array:
     return jax.device_put(part)
 
 
+def to_sharding(array: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+    """The same values, committed to the devices of the sharding."""
+    return jax.device_put(array, sharding)
+
+
 def to_devices(
     shape: tuple[int, ...],
     sharding: jax.sharding.Sharding,
     boxes: Mapping[jax.Device, Box],
     parts: Mapping[Box, np.ndarray],
+    dtype: np.dtype,
 ) -> jax.Array:
     """Makes a global array of the parts that the devices of this process hold.
 
@@ -53,10 +59,13 @@ def to_devices(
         sharding: Its sharding; memory kinds are kept.
         boxes: Part of every device of this process.
         parts: Host memory of every such part; it may be adopted by a device.
+        dtype: That of an array of which this process holds no part.
     """
     kind = sharding.memory_kind
     places = [
         jax.sharding.SingleDeviceSharding(device, memory_kind=kind) for device in boxes
     ]
     arrays = jax.device_put([parts[box] for box in boxes.values()], places)
-    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+    return jax.make_array_from_single_device_arrays(
+        shape, sharding, arrays, dtype=None if arrays else dtype
+    )
