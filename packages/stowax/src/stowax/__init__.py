@@ -10,17 +10,21 @@ background; from one process or many; onto any mesh.  The names are those of Orb
     metadata, checkpointables_metadata           what is stored, without loading it
     Context, options                             how all of these behave
     training.Checkpointer                        the steps of a training run
-    handlers, arrays, tree, path, multihost, errors
+    handlers, adapters, arrays, tree, path, multihost, errors
 """
 
+from stowax import adapters as adapters
 from stowax import arrays as arrays
 from stowax import errors as errors
 from stowax import handlers as handlers
 from stowax import multihost as multihost
 from stowax import options as options
 from stowax import path as path
+from stowax import training as training
 from stowax import tree as tree
 from stowax._context import Context as Context
+from stowax._delete import delete as delete
+from stowax._delete import delete_async as delete_async
 from stowax._handlers._base import CheckpointableHandler as CheckpointableHandler
 from stowax._handlers._base import StatefulCheckpointable as StatefulCheckpointable
 from stowax._inspect import checkpointables_metadata as checkpointables_metadata
@@ -48,8 +52,11 @@ __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
     "OpaqueCheckpointable",
     "PLACEHOLDER",
     "StatefulCheckpointable",
+    "adapters",
     "arrays",
     "checkpointables_metadata",
+    "delete",
+    "delete_async",
     "errors",
     "handlers",
     "is_orbax_checkpoint",
@@ -65,6 +72,7 @@ __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
     "save_async",
     "save_checkpointables",
     "save_checkpointables_async",
+    "training",
     "tree",
 ]
 
