@@ -354,18 +354,12 @@ def test_settings_are_values():
     [
         ("integrity.verify", False, "verify"),
         ("pytree.loading.partial_load", True, "partial_load"),
-        (
-            "array.loading.enable_padding_and_truncation",
-            True,
-            "enable_padding_and_truncation",
-        ),
         ("asynchronous.timeout_secs", 3, "timeout_secs"),
         (
             "asynchronous.post_finalization_callback",
             print,
             "post_finalization_callback",
         ),
-        ("file.path_permission_mode", 0o700, "path_permission_mode"),
         ("file.path_class", str, "path_class"),
         ("file.store", "store", "store"),
         ("runtime", "runtime", "runtime"),
@@ -408,8 +402,10 @@ REFUSED_BY_SAVES = [
     ("atomicity.mode", options.AtomicityMode.COMMIT_FILE),
     ("atomicity.mode", "commit_file"),
     ("memory.serialization_status_callback", object()),
+    ("file.path_permission_mode", 0o700),
 ]
 REFUSED_BY_ALL = [
+    ("array.loading.enable_padding_and_truncation", True),
     ("array.loading.raise_array_data_missing_error", False),
     ("checkpoint_layout", "safetensors"),
     ("multiprocessing.primary_host", 1),

@@ -32,9 +32,16 @@ from stowax._formats._orbax_json import (
     encode_root,
     item_kind,
 )
-from stowax._formats._stowax import MANIFEST, ROOT_SEAL, encode_seal
+from stowax._formats._stowax import (
+    MANIFEST,
+    PART_PREFIX,
+    PROCESS_PREFIX,
+    ROOT_SEAL,
+    encode_seal,
+)
 from stowax._handlers._json import JsonHandler
 from stowax._handlers._pytree import PyTreeHandler
+from stowax._item import complete_items, told_parts
 from stowax._manifest import Digest
 from stowax._operation import (
     DRAFT_MARK,
@@ -46,7 +53,7 @@ from stowax._operation import (
 from stowax._runtime import Runtime, on_worker
 from stowax._stores._base import join, read_bytes, walk
 from stowax._tasks import finish_all
-from stowax.errors import CheckpointExistsError, DeadlineError
+from stowax.errors import CheckpointExistsError
 
 _logger = logging.getLogger("stowax")
 
@@ -65,16 +72,32 @@ class RootFacts:
 
 
 async def begin(
-    path: str, settings: Settings, runtime: Runtime, *, overwrite: bool, borrow: bool
+    path: str,
+    settings: Settings,
+    runtime: Runtime,
+    *,
+    overwrite: bool,
+    borrow: bool,
+    failure: Exception | None = None,
 ) -> Operation:
     """Agrees on a draft for `path` and makes it.
 
+    Args:
+        path: The final path.
+        settings: Those of the operation.
+        runtime: Where it runs.
+        overwrite: Whether what is at the path may be replaced.
+        borrow: Whether the caller leaves values alone until the operation ends.
+        failure: Why this process cannot take part, if it cannot.
+
     Raises:
         CheckpointExistsError: Something is at the path and may not be replaced.
+        Exception: The failure.
     """
     store, processes = store_of(settings, path), runtime.processes
     operation = Operation(
         id=operation_id("save", path, runtime, settings),
+        what=f"the save to {path}",
         directory="",
         store=store,
         runtime=runtime,
@@ -82,24 +105,28 @@ async def begin(
         settings=settings,
         borrow=borrow,
     )
-    outcome: bytes | Exception = b""
-    if processes.index == processes.primary:
-        try:
-            await store.complete_replacement(path)
-            if not overwrite and await store.stat(path) is not None:
-                raise CheckpointExistsError(
-                    f"{path} exists already. Choose another path, or replace it with "
-                    "`overwrite=True`."
-                )
-            attempt = uuid.uuid4().hex
-            await store.make_directory(f"{path}{DRAFT_MARK}-{attempt}")
-            outcome = attempt.encode()
-        except Exception as error:  # noqa: BLE001 the others wait for the draft's name
-            outcome = error
-    operation.directory = path
-    attempts = await operation.agree("begin", outcome)
-    attempt = attempts[processes.primary].decode()
-    operation.directory = f"{path}{DRAFT_MARK}-{attempt}"
+    operation.start_clock()
+
+    async def make_draft() -> bytes:
+        await store.complete_replacement(path)
+        if not overwrite and await store.stat(path) is not None:
+            raise CheckpointExistsError(
+                f"{path} exists already. Choose another path, or replace it with "
+                "`overwrite=True`."
+            )
+        operation.directory = f"{path}{DRAFT_MARK}-{uuid.uuid4().hex}"
+        await store.make_directory(operation.directory)
+        return operation.directory.encode()
+
+    outcome: bytes | Exception = b"" if failure is None else failure
+    if failure is None and processes.is_primary:
+        outcome = await operation.attempt(make_draft())
+    try:
+        drafts = await operation.agree("begin", outcome)
+    except BaseException:
+        await abandon(operation)
+        raise
+    operation.directory = drafts[processes.primary].decode()
     return operation
 
 
@@ -128,30 +155,28 @@ async def commit(
         DeadlineError: It took longer than the Context allows.
         Exception: Whatever a handler raised; what was at the path is untouched.
     """
-    timeout_secs = operation.settings.timeout_secs
+
+    async def seal_and_publish() -> bytes:
+        await complete_items(operation, told)
+        await _publish(
+            operation,
+            path,
+            typestrs,
+            facts,
+            started_nsecs=started_nsecs,
+            replace=replace,
+        )
+        return b""
+
     try:
-        async with asyncio.timeout(timeout_secs):
-            await operation.agree("written", await _outcome(_finish(operation, work)))
-            outcome: bytes | Exception = b""
-            if operation.processes.index == operation.processes.primary:
-                outcome = await _outcome(
-                    _publish(
-                        operation,
-                        path,
-                        typestrs,
-                        facts,
-                        started_nsecs=started_nsecs,
-                        replace=replace,
-                    )
-                )
-            await operation.agree("published", outcome)
-    except BaseException as error:
+        written = await operation.attempt(_finish(operation, work))
+        told = await operation.agree("written", written)
+        outcome: bytes | Exception = b""
+        if operation.processes.is_primary:
+            outcome = await operation.attempt(seal_and_publish())
+        await operation.announce("published", outcome)
+    except BaseException:
         await abandon(operation)
-        if isinstance(error, TimeoutError) and not isinstance(error, DeadlineError):
-            raise DeadlineError(
-                f"the save to {path} took longer than {timeout_secs:g} s and was given "
-                "up; allow more with `AsyncOptions(timeout_secs=...)`"
-            ) from error
         raise
     finally:
         if operation.scratch is not None:
@@ -160,8 +185,10 @@ async def commit(
 
 async def abandon(operation: Operation) -> None:
     """Removes the draft; failing that, leaves it, which does no harm."""
+    if operation.scratch is not None:
+        operation.scratch.cleanup()
     await operation.stop()
-    if operation.processes.index != operation.processes.primary:
+    if not operation.processes.is_primary or not operation.directory:
         return
     try:
         await operation.store.delete(operation.directory)
@@ -169,20 +196,16 @@ async def abandon(operation: Operation) -> None:
         _logger.warning("could not remove the draft %s: %s", operation.directory, error)
 
 
-async def _outcome(work: Awaitable[None]) -> bytes | Exception:
-    """Turns a failure into a value that can be told to the other processes."""
-    try:
-        await work
-    except Exception as error:  # noqa: BLE001 whatever it is, the others must hear it
-        return error
-    return b""
+async def _finish(operation: Operation, work: Mapping[str, Awaitable[None]]) -> bytes:
+    """Waits for every item; then makes durable what guests of this process wrote.
 
-
-async def _finish(operation: Operation, work: Mapping[str, Awaitable[None]]) -> None:
-    """Waits for every item; then makes durable what guests of this process wrote."""
+    Returns:
+        What the primary has to know to complete the items.
+    """
     await finish_all(
         _finish_one(operation, name, awaitable) for name, awaitable in work.items()
     )
+    return told_parts(operation)
 
 
 async def _finish_one(
@@ -191,15 +214,16 @@ async def _finish_one(
     directory = join(operation.directory, name)
     if isinstance(awaitable, EngineTask):
         await asyncio.wrap_future(awaitable.future)
-    else:
-        await asyncio.wrap_future(operation.runtime.start_guest(awaitable))
+        await operation.store.make_directory(directory)
+        return
+    await asyncio.wrap_future(operation.runtime.start_guest(awaitable))
     await operation.store.make_directory(directory)
     if operation.scratch is not None:
         await _adopt(operation, directory)
     loose = [
         path
         for path, entry in await walk(operation.store, directory)
-        if not entry.is_directory and not _is_covered(operation, path)
+        if not entry.is_directory and not _is_engines(operation, path)
     ]
     await operation.store.sync(loose)
 
@@ -218,6 +242,15 @@ def _read_all(local: pathlib.Path) -> list[tuple[str, bytes]]:
         for file in sorted(local.rglob("*"))
         if file.is_file()
     ]
+
+
+def _is_engines(operation: Operation, path: str) -> bool:
+    """Whether the engine of this or another process makes a file durable."""
+    return any(
+        name in part.files or name.startswith((PROCESS_PREFIX, PART_PREFIX))
+        for directory, part in operation.parts.items()
+        if path.startswith(f"{directory}/") and (name := path[len(directory) + 1 :])
+    )
 
 
 def _is_covered(operation: Operation, path: str) -> bool:

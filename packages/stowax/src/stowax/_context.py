@@ -66,17 +66,11 @@ class Settings:
     partial_load: bool = False
     """Whether the abstract state may leave out parts of the stored tree."""
 
-    enable_padding_and_truncation: bool = False
-    """Whether a wrong shape is padded or cut instead of refused."""
-
     timeout_secs: float = 1200
     """Deadline of the whole operation, in seconds from the call."""
 
     post_finalization_callback: Callable[[], None] | None = None
     """Called once a background save is published and durable."""
-
-    path_permission_mode: int | None = None
-    """Permission bits of created directories; None follows the umask."""
 
     path_class: type = pathlib.Path
     """Class of the paths that we hand back."""
@@ -396,12 +390,8 @@ class Context(OptionGroup):
         return Settings(
             verify=self.integrity.verify,
             partial_load=self.pytree.loading.partial_load,
-            enable_padding_and_truncation=(
-                self.array.loading.enable_padding_and_truncation
-            ),
             timeout_secs=self.asynchronous.timeout_secs,
             post_finalization_callback=self.asynchronous.post_finalization_callback,
-            path_permission_mode=self.file.path_permission_mode,
             path_class=self.file.path_class,
             store=self.file.store,
             runtime=self.runtime,

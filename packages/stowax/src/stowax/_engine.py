@@ -248,7 +248,7 @@ class ChunkSource:
             return
         size_bytes = last.offset_bytes + last.length_bytes - first.offset_bytes
         slab = np.empty(size_bytes, np.uint8)
-        await self._store.read_into(path, first.offset_bytes, slab.data)
+        await self._fill(path, group, slab)
         await on_worker(self._spread, path, group, slab)
 
     def _spread(self, path: str, group: Sequence[_ChunkRead], slab: np.ndarray) -> None:
@@ -262,10 +262,24 @@ class ChunkSource:
         direct = _direct_memory(chunk)
         memory = allocate((chunk.length_bytes,), np.dtype(np.uint8))
         payload = memory if direct is None else direct
-        await self._store.read_into(path, chunk.offset_bytes, payload.data)
+        await self._fill(path, [chunk], payload)
         await on_worker(self._check, path, chunk, payload)
         if direct is None:
             await on_worker(_copy_out, chunk, payload)
+
+    async def _fill(
+        self, path: str, chunks: Sequence[_ChunkRead], memory: np.ndarray
+    ) -> None:
+        """Reads chunks that follow each other, and says what is lost if it cannot."""
+        offset_bytes = chunks[0].offset_bytes
+        try:
+            await self._store.read_into(path, offset_bytes, memory.data)
+        except (FileNotFoundError, CorruptCheckpointError) as error:
+            names = dict.fromkeys(repr(chunk.entry.name) for chunk in chunks)
+            shown = ", ".join([*names][:8]) + (", …" if len(names) > 8 else "")
+            raise CorruptCheckpointError(
+                f"{path} is missing or cut short; it holds leaf {shown}: {error}"
+            ) from error
 
     def _check(self, path: str, chunk: _ChunkRead, payload: np.ndarray) -> None:
         if not self._verify:

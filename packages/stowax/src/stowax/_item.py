@@ -7,7 +7,10 @@ Nothing here knows about checkpoints, drafts or publishing.
 
 from __future__ import annotations
 
-import posixpath
+import functools
+import hashlib
+import json
+import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +37,7 @@ from stowax._codecs._zarr import (
 from stowax._engine import write_chunks
 from stowax._formats import _orbax_json
 from stowax._formats._base import ReadRequest, TreeItem
-from stowax._formats._stowax import MANIFEST, PART_PREFIX
+from stowax._formats._stowax import MANIFEST, PART_PREFIX, PROCESS_PREFIX
 from stowax._keypath import (
     FlatTree,
     Node,
@@ -47,14 +50,15 @@ from stowax._keypath import (
 from stowax._leaves import _registry as leaves
 from stowax._leaves._base import Description, LeafHandler, Wanted
 from stowax._manifest import LeafEntry, Manifest
-from stowax._operation import Operation
+from stowax._operation import ItemPart, Operation
 from stowax._plan._cast import loss
 from stowax._plan._match import check, match_paths
 from stowax._plan._write import ArrayLayout, WritePlan, plan_write
 from stowax._processes import Processes
 from stowax._stores._base import join
+from stowax._tasks import run_all
 from stowax._transfer import allocate, to_host
-from stowax.errors import TreeError
+from stowax.errors import ProcessesError, TreeError
 from stowax.tree import PLACEHOLDER
 
 
@@ -98,7 +102,7 @@ def stage_item(tree: Any, processes: Processes, *, borrow: bool) -> StagedItem:
     plan = plan_write(
         [_layout(i, d) for i, d in enumerate(described) if d.dtype is not None],
         process_index=processes.index,
-        data_directory="d/" if alone else f"ocdbt.process_{processes.index}/d/",
+        data_directory="d/" if alone else f"{PROCESS_PREFIX}{processes.index}/d/",
     )
     entries = tuple(
         _entry(path, name, d, plan.chunk_shapes.get(i))
@@ -114,37 +118,123 @@ def stage_item(tree: Any, processes: Processes, *, borrow: bool) -> StagedItem:
     )
 
 
-async def write_item(staged: StagedItem, directory: str, operation: Operation) -> None:
-    """Writes an item together with the other processes; all of them call this.
+async def write_part(staged: StagedItem, directory: str, operation: Operation) -> None:
+    """Writes what this process holds of an item: data files and their chunk table.
 
-    Data files and tables are written by the process that holds the data, documents and
-    the manifest by the primary.  Files are durable when this returns; the directories
-    that name them are not yet.
+    They are durable when this returns.  No other process is waited for, so one that
+    fails holds nobody up; the item is complete when the primary has called
+    `complete_items` with what all processes tell (`told_parts`).
+    """
+    store = operation.store
+    name = f"{PART_PREFIX}{operation.processes.index}"
+    structure = _structure(staged) if operation.processes.count > 1 else b""
+    table = await write_chunks(store, directory, staged.plan, staged.parts)
+    part = encode_part(table)
+    await store.write(join(directory, name), [part], size_bytes=len(part))
+    await store.sync([join(directory, name)])
+    operation.parts[directory] = ItemPart(
+        table=structure + part,
+        files=frozenset({name, *table.files}),
+        complete=functools.partial(_write_documents, staged, directory, operation),
+    )
+
+
+def told_parts(operation: Operation) -> bytes:
+    """What the primary has to know of the items that this process wrote part of."""
+    parts = sorted(operation.parts.items())
+    sizes = [[directory, len(part.table)] for directory, part in parts]
+    return b"\n".join([json.dumps(sizes).encode(), *(part.table for _, part in parts)])
+
+
+async def complete_items(operation: Operation, told: Sequence[bytes]) -> None:
+    """Writes documents and manifest of every item; only the primary calls this.
+
+    Files are durable when this returns; the directories that name them are not yet.
+
+    Args:
+        operation: Under way; `operation.manifests` is filled.
+        told: What every process tells, by index.
 
     Raises:
-        PeerFailedError: Another process failed; the item is not complete.
+        ProcessesError: The processes did not save the same; says what differs.
     """
-    store, processes = operation.store, operation.processes
-    point = posixpath.relpath(directory, operation.directory)
-    part_name = f"{PART_PREFIX}{processes.index}"
-    outcome: bytes | Exception
-    try:
-        table = await write_chunks(store, directory, staged.plan, staged.parts)
-        outcome = encode_part(table)
-        await store.write(join(directory, part_name), [outcome])
-        await store.sync([join(directory, part_name)])
-    except Exception as error:  # noqa: BLE001 the others must hear of it, not wait
-        outcome = error
-    parts = await operation.agree(f"{point}/tables", outcome)
-    if processes.index == processes.primary:
-        await _write_documents(staged, directory, operation, parts)
+    tables = [_tables_by_directory(message) for message in told]
+    for index, theirs in enumerate(tables):
+        if theirs.keys() != operation.parts.keys():
+            raise ProcessesError(
+                f"process {index} saved the items {sorted(theirs)}, process "
+                f"{operation.processes.index} saved {sorted(operation.parts)}; all "
+                "processes have to save the same"
+            )
+    await run_all(
+        part.complete([theirs[directory] for theirs in tables])
+        for directory, part in operation.parts.items()
+    )
+
+
+def _tables_by_directory(message: bytes) -> dict[str, bytes]:
+    head, _, rest = message.partition(b"\n")
+    tables: dict[str, bytes] = {}
+    for directory, size_bytes in json.loads(head):
+        tables[directory], rest = rest[:size_bytes], rest[size_bytes + 1 :]
+    return tables
+
+
+_STRUCTURE_BYTES = hashlib.sha256().digest_size
+
+
+def _structure(staged: StagedItem) -> bytes:
+    """A digest of what all processes have to see alike."""
+    facts = [
+        (e.name, e.kind == "jax.Array" and (e.dtype, e.shape, e.chunk_shape))
+        for e in staged.entries
+    ]
+    return hashlib.sha256(repr(facts).encode()).digest()
+
+
+def _check_alike(
+    manifest: Manifest, directory: str, structures: Sequence[bytes]
+) -> None:
+    """Refuses what processes wrote together if they did not mean the same tree."""
+    for index, structure in enumerate(structures):
+        if structure != structures[0]:
+            raise ProcessesError(
+                f"{directory}: the trees of processes 0 and {index} differ in names, "
+                "shapes, dtypes or shards; all processes have to save the same tree"
+            )
+    counts = [
+        math.prod(grid_counts(leaf.shape, leaf.chunk_shape)) * (leaf.dtype is not None)
+        for leaf in manifest.leaves
+    ]
+    starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    written = np.zeros(starts[-1], np.int64)
+    for table in manifest.chunks or ():
+        np.add.at(written, starts[table.leaf] + table.chunk.astype(np.int64), 1)
+    wrong = np.flatnonzero(written != 1)
+    if len(wrong):
+        leaf = int(np.searchsorted(starts, wrong[0], side="right")) - 1
+        writers = [
+            i for i, t in enumerate(manifest.chunks or ()) if np.any(t.leaf == leaf)
+        ]
+        raise ProcessesError(
+            f"{directory}: parts of leaf {manifest.leaves[leaf].name!r} were written "
+            f"{written[wrong[0]]} times, by the processes {writers}: they do not see "
+            "the same array. If it lies on devices of one process, a copy in each, "
+            "make one array of all of them with "
+            "`jax.make_array_from_process_local_data`, or save it as a NumPy array, "
+            "of which the primary process's counts."
+        )
 
 
 async def _write_documents(
-    staged: StagedItem, directory: str, operation: Operation, parts: Sequence[bytes]
+    staged: StagedItem, directory: str, operation: Operation, told: Sequence[bytes]
 ) -> None:
+    head_bytes = _STRUCTURE_BYTES if len(told) > 1 else 0
+    parts = [message[head_bytes:] for message in told]
     tables = tuple(decode_part(part) for part in parts)
     manifest = Manifest(root=staged.root, leaves=staged.entries, chunks=tables)
+    if len(told) > 1:
+        _check_alike(manifest, directory, [message[:head_bytes] for message in told])
     documents = _orbax_json.encode_documents(
         manifest, process_count=len(parts), manifest_name=MANIFEST
     )
@@ -360,6 +450,8 @@ class _Placer:
         dtype = self.wanted.dtype
         if dtype is None or dtype == part.dtype:
             return part
+        if part.dtype.kind == "c" and dtype.kind not in "cb":
+            part = np.real(part)  # NumPy would warn of it once more.
         converted = allocate(part.shape, dtype)
         # The caller asked for this dtype, and is told which leaves it does not hold.
         with np.errstate(all="ignore"):

@@ -43,10 +43,15 @@ class LeafEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digest:
-    """What a whole file must be."""
+    """What a whole file must be.
+
+    Not a CRC-32C: several of our files end in their own, and all such files of one size
+    have the same.
+    """
 
     size_bytes: int
-    crc32c: int
+    sha256: str
+    """In hex, as `sha256sum` prints it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

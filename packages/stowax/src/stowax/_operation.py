@@ -16,19 +16,25 @@ import os
 import pathlib
 import posixpath
 import tempfile
-from collections.abc import Coroutine, Generator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar, cast
 
 from etils import epath
 
+from stowax import errors
 from stowax._context import Settings
 from stowax._manifest import Digest
 from stowax._processes import Processes
 from stowax._runtime import Runtime, default_runtime
 from stowax._stores._base import Store
 from stowax._stores._open import open_store
-from stowax.errors import InvalidNameError, PeerFailedError, ProcessesError
+from stowax.errors import (
+    DeadlineError,
+    InvalidNameError,
+    PeerFailedError,
+    ProcessesError,
+)
 
 T = TypeVar("T")
 
@@ -43,12 +49,26 @@ _LENT: Final[contextvars.ContextVar[str | None]] = contextvars.ContextVar(
 """The local directory that the guest running now reads a copy of its item from."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemPart:
+    """What this process has written of an item that has no documents yet."""
+
+    table: bytes
+    """Where its chunks lie: what the other processes have to know."""
+    files: frozenset[str]
+    """What was written, relative to the item's directory; durable."""
+    complete: Callable[[Sequence[bytes]], Coroutine[Any, Any, None]]
+    """Writes documents and manifest, given the tables of all processes by index."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Operation:
     """What the parts of one save or load share."""
 
     id: str
     """The same in all processes, and never used twice."""
+    what: str
+    """In words, as in "the save to /runs/a/7"."""
     directory: str
     """Root of the checkpoint as long as the operation runs: of a save the draft."""
     store: Store
@@ -57,6 +77,11 @@ class Operation:
     settings: Settings
     borrow: bool = False
     """Whether the caller leaves values alone until the operation ends."""
+    deadline: float | None = None
+    """When it is given up, on the clock of the loop; None: its clock has not started,
+    and every wait has the whole time."""
+    parts: dict[str, ItemPart] = field(default_factory=dict)
+    """By item directory, what this process has written."""
     manifests: dict[str, tuple[Digest, frozenset[str]]] = field(default_factory=dict)
     """Item directories written so far: digest of the manifest, files that it covers."""
     digests: Mapping[str, Digest] = field(default_factory=dict)
@@ -87,6 +112,31 @@ class Operation:
                 task.cancel()
             await asyncio.wait(tasks)
 
+    def start_clock(self) -> None:
+        """From now on all work and all waits together have the time that is allowed."""
+        loop = asyncio.get_running_loop()
+        self.deadline = loop.time() + self.settings.timeout_secs
+
+    async def attempt(self, work: Awaitable[bytes]) -> bytes | Exception:
+        """Does work in time, and makes of a failure a value that others can be told.
+
+        Returns:
+            What came of it, or why nothing did: `DeadlineError` if it took too long.
+        """
+        limit = asyncio.timeout_at(self.deadline)
+        try:
+            async with limit:
+                return await work
+        except Exception as error:  # noqa: BLE001 the others must hear of it
+            if not limit.expired():
+                return error
+            late = DeadlineError(
+                f"{self.what} took longer than {self.settings.timeout_secs:g} s and "
+                "was given up; allow more with `AsyncOptions(timeout_secs=...)`"
+            )
+            late.__cause__ = error
+            return late
+
     async def agree(self, point: str, outcome: bytes | Exception) -> tuple[bytes, ...]:
         """Meets the other processes; everybody learns what everybody brings.
 
@@ -96,36 +146,64 @@ class Operation:
 
         Raises:
             Exception: The outcome of this process, if it is an error.
-            PeerFailedError: Names the other processes that failed, and why.
+            StowaxError: Names the other processes that failed, and why; of the class
+                that they raised if that is one of ours, else `PeerFailedError`.
             DeadlineError: Names the processes that did not come.
         """
-        if self.processes.count == 1:
-            if isinstance(outcome, Exception):
-                raise outcome
-            return (outcome,)
         if isinstance(outcome, Exception):
-            text = f"{type(outcome).__name__}: {outcome}"
             # The others need to know; that they may be gone too changes nothing here.
             with contextlib.suppress(ProcessesError):
-                await self._gather(point, _FAILED + text.encode())
+                await self._gather(point, _encode(outcome))
             raise outcome
-        brought = await self._gather(point, _OK + outcome)
-        failures = [
-            f"  process {i}: {m[1:].decode(errors='replace')}"
-            for i, m in enumerate(brought)
-            if m[:1] == _FAILED
-        ]
-        if failures:
-            raise PeerFailedError(
-                f"{self.directory}: other processes failed, so nothing was published:\n"
-                + "\n".join(failures)
-            )
+        brought = await self._gather(point, _encode(outcome))
+        self._raise_failures(dict(enumerate(brought)))
         return tuple(message[1:] for message in brought)
+
+    async def announce(self, point: str, outcome: bytes | Exception) -> None:
+        """Lets the primary tell how its work ended; only the others wait.
+
+        Args:
+            point: Where in the operation; used once.
+            outcome: In the primary, what came of its work; elsewhere ignored.
+
+        Raises:
+            Exception: As `agree` does.
+        """
+        if self.processes.is_primary and isinstance(outcome, Exception):
+            with contextlib.suppress(ProcessesError):
+                await self._broadcast(point, _encode(outcome))
+            raise outcome
+        told = await self._broadcast(point, _encode(outcome))
+        self._raise_failures({self.processes.primary: told})
 
     async def _gather(self, point: str, message: bytes) -> tuple[bytes, ...]:
         return await self.processes.gather(
-            f"{self.id}/{point}", message, timeout_secs=self.settings.timeout_secs
+            f"{self.id}/{point}", message, timeout_secs=self._remaining_secs()
         )
+
+    async def _broadcast(self, point: str, message: bytes) -> bytes:
+        return await self.processes.broadcast(
+            f"{self.id}/{point}", message, timeout_secs=self._remaining_secs()
+        )
+
+    def _remaining_secs(self) -> float:
+        if self.deadline is None:
+            return self.settings.timeout_secs
+        return max(0.0, self.deadline - asyncio.get_running_loop().time())
+
+    def _raise_failures(self, messages: Mapping[int, bytes]) -> None:
+        failures = {
+            index: message[1:].decode(errors="replace")
+            for index, message in messages.items()
+            if message[:1] == _FAILED
+        }
+        if not failures:
+            return
+        names = {text.partition(":")[0] for text in failures.values()}
+        name = names.pop() if len(names) == 1 else ""
+        kind = getattr(errors, name) if name in errors.__all__ else PeerFailedError
+        lines = [f"  process {index}: {text}" for index, text in failures.items()]
+        raise kind("\n".join([f"{self.what} failed:", *lines]))
 
     def local_directory(self, path: str) -> pathlib.Path:
         """A real directory for guests; of a store without any, one of scratch."""
@@ -136,6 +214,12 @@ class Operation:
             self.scratch = tempfile.TemporaryDirectory(prefix="stowax-")
         relative = posixpath.relpath(path, self.directory)
         return pathlib.Path(self.scratch.name, relative)
+
+
+def _encode(outcome: bytes | Exception) -> bytes:
+    if isinstance(outcome, Exception):
+        return _FAILED + f"{type(outcome).__name__}: {outcome}".encode()
+    return _OK + outcome
 
 
 class EngineTask(Generic[T]):
@@ -225,15 +309,22 @@ def operation_id(verb: str, path: str, runtime: Runtime, settings: Settings) -> 
     return f"{key}/{runtime.serial(key)}"
 
 
-def in_place(path: str, settings: Settings, *, borrow: bool = False) -> Operation:
-    """An operation for a handler that is used alone, on a directory as it is."""
+def in_place(path: str, settings: Settings, *, verb: str = "load") -> Operation:
+    """An operation on a directory as it is: a load, or a handler used alone.
+
+    Args:
+        path: The directory.
+        settings: Those of the operation.
+        verb: Sets apart what all processes do together (`write`) from what each may do
+            alone.
+    """
     runtime = runtime_of(settings)
     return Operation(
-        id=operation_id("alone", path, runtime, settings),
+        id=operation_id(verb, path, runtime, settings),
+        what=f"the {verb} of {path}",
         directory=path,
         store=store_of(settings, path),
         runtime=runtime,
         processes=runtime.processes,
         settings=settings,
-        borrow=borrow,
     )

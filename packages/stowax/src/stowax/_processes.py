@@ -262,7 +262,8 @@ class JaxProcesses:
             f"{self._keys_of(name)}/{directory}", expected or range(self.count)
         )
         if reason.startswith("DEADLINE_EXCEEDED"):
-            raise DeadlineError(f"{who}: waited {timeout_secs:g} s at {name!r}")
+            waited_secs = round(timeout_secs, 2)
+            raise DeadlineError(f"{who}: waited {waited_secs:g} s at {name!r}")
         raise PeerFailedError(f"{who}: could not meet at {name!r}: {reason}")
 
     def _arrive(self, name: str, timeout_secs: float) -> None:

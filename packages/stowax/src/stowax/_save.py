@@ -21,7 +21,7 @@ from stowax._operation import (
     runtime_of,
 )
 from stowax._response import AsyncResponse, raise_unseen, respond
-from stowax._runtime import drive
+from stowax._runtime import Runtime, drive
 from stowax.errors import InvalidNameError
 
 _ROOT_NAMES = frozenset(
@@ -203,20 +203,23 @@ def start_save(
     settings = current_settings()
     check_supported(settings)
     runtime = runtime_of(settings)
-    raise_unseen(runtime)
     location = absolute(path)
     if DRAFT_MARK in posixpath.basename(location):
         raise InvalidNameError(
             f"{location}: a name with {DRAFT_MARK!r} marks an unfinished checkpoint; "
             "choose another"
         )
-    for name in checkpointables:
-        _check_name(name)
-    handlers = Handlers(settings)
-    chosen = {n: handlers.for_saving(n, c) for n, c in checkpointables.items()}
     started_nsecs = runtime.now_nsecs()
+    chosen, failure = _choose(checkpointables, settings, runtime)
     operation = runtime.run(
-        begin(location, settings, runtime, overwrite=overwrite, borrow=borrow)
+        begin(
+            location,
+            settings,
+            runtime,
+            overwrite=overwrite,
+            borrow=borrow,
+            failure=failure,
+        )
     )
     try:
         work, failure = _stage(operation, checkpointables, chosen)
@@ -238,6 +241,23 @@ def start_save(
         )
     )
     return respond(runtime, future, what=f"save to {location}")
+
+
+def _choose(
+    checkpointables: Mapping[str, Any], settings: Settings, runtime: Runtime
+) -> tuple[dict[str, Any], Exception | None]:
+    """The handler of every checkpointable, or why this process cannot save them.
+
+    Not raised here, because the other processes are about to wait for this one.
+    """
+    try:
+        raise_unseen(runtime)
+        for name in checkpointables:
+            _check_name(name)
+        handlers = Handlers(settings)
+        return {n: handlers.for_saving(n, c) for n, c in checkpointables.items()}, None
+    except Exception as error:  # noqa: BLE001 handlers may raise anything
+        return {}, error
 
 
 def _stage(

@@ -18,6 +18,7 @@ Pure: bytes in, facts out.  Every size is checked before memory is taken.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping, Sequence
@@ -60,12 +61,12 @@ class ItemRoot:
 
 def digest(data: bytes) -> Digest:
     """The digest of a whole document."""
-    return Digest(size_bytes=len(data), crc32c=crc32c(data))
+    return Digest(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def encode_digests(digests: Mapping[str, Digest]) -> dict[str, Any]:
-    """Digests as JSON: name → [size, checksum]."""
-    return {name: [d.size_bytes, f"{d.crc32c:08x}"] for name, d in digests.items()}
+    """Digests as JSON: name → [size, SHA-256]."""
+    return {name: [d.size_bytes, d.sha256] for name, d in digests.items()}
 
 
 def decode_digests(document: Any) -> dict[str, Digest]:
@@ -75,8 +76,8 @@ def decode_digests(document: Any) -> dict[str, Digest]:
         ValueError, TypeError, AttributeError: It is something else.
     """
     return {
-        name: Digest(size_bytes=int(size), crc32c=int(crc, 16))
-        for name, (size, crc) in document.items()
+        name: Digest(size_bytes=int(size), sha256=str(sha256))
+        for name, (size, sha256) in document.items()
     }
 
 

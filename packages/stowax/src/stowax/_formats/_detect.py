@@ -77,6 +77,7 @@ async def open_tree(
         verify: Whether checksums are compared.
 
     Raises:
+        CheckpointNotFoundError: Nothing is there.
         InvalidLayoutError: The directory holds no tree item.
         CorruptCheckpointError: A document is damaged.
     """
@@ -88,6 +89,8 @@ async def open_tree(
         except CorruptCheckpointError:
             if verify:
                 raise
+    if await store.stat(path) is None:
+        raise CheckpointNotFoundError(f"nothing is at {path}")
     return await _ORBAX[0].open_tree(store, path, verify=verify)
 
 

@@ -12,10 +12,10 @@ The encoders are pure; the `StowaxFormat` reads.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from stowax._codecs._checksum import crc32c, seal, unseal
+from stowax._codecs._checksum import seal, unseal
 from stowax._codecs._item_manifest import (
     FORMAT_VERSION,
     ItemRoot,
@@ -23,6 +23,7 @@ from stowax._codecs._item_manifest import (
     decode_digests,
     decode_part,
     decode_root,
+    digest,
     encode_digests,
 )
 from stowax._engine import ChunkSource
@@ -35,6 +36,8 @@ from stowax.errors import CorruptCheckpointError
 ROOT_SEAL = "stowax.json"
 MANIFEST = "stowax.manifest"
 PART_PREFIX = "stowax.chunks."
+PROCESS_PREFIX = "ocdbt.process_"
+"""Begin of the data area of a process; Orbax looks for the same."""
 
 _DOCUMENT_LIMIT_BYTES = 1 << 30
 
@@ -93,6 +96,10 @@ class StowaxFormat:
                 f"{join(path, ROOT_SEAL)} is no seal: {error}. {_ADVICE}"
             ) from error
         digests = {**documents, **manifests, **guests}
+        items = _directories(path, [n.split("/")[0] for n in digests if "/" in n])
+        if verify:
+            # Before the root is looked at: a missing item says more than its digest.
+            await _check_items(store, path, items)
         root = await read_document(
             store,
             join(path, _orbax_json.ROOT_DOCUMENT),
@@ -100,13 +107,15 @@ class StowaxFormat:
             verify,
         )
         facts = _orbax_json.decode_root(root, path=path)
-        items = {
-            name: join(path, name)
-            for name in sorted({name.split("/")[0] for name in digests if "/" in name})
-        }
+        # An item without any file stands in no digest.
+        items = _directories(path, [*items, *filter(None, facts.typestrs)])
+        if not verify:
+            items = {
+                name: directory
+                for name, directory in items.items()
+                if await store.stat(directory) is not None
+            }
         metrics = items.pop("metrics", None)
-        if verify:
-            await _check_items(store, path, items)
         return OpenCheckpoint(
             path=path,
             format=self,
@@ -143,9 +152,9 @@ async def open_tree_item(
         data = await read_document(store, location, expected, verify)
         root = decode_root(data)
         tables = []
-        for name, digest in root.parts.items():
+        for name, recorded in root.parts.items():
             location = join(path, name)
-            part = await read_document(store, location, digest, verify)
+            part = await read_document(store, location, recorded, verify)
             tables.append(decode_part(part))
     except CorruptCheckpointError as error:
         if str(error).startswith(location):
@@ -173,14 +182,16 @@ async def read_document(
         data = await read_bytes(store, path, limit_bytes=limit_bytes)
     except FileNotFoundError as error:
         raise CorruptCheckpointError(f"{path} is missing. {_ADVICE}") from error
-    if verify and expected is not None and Digest(
-        size_bytes=len(data), crc32c=crc32c(data)
-    ) != expected:  # fmt: skip
+    if verify and expected is not None and digest(data) != expected:
         raise CorruptCheckpointError(
             f"{path}: its {len(data)} bytes are not the {expected.size_bytes} bytes "
             f"that were saved (by their checksum). {_ADVICE}"
         )
     return data
+
+
+def _directories(path: str, names: Iterable[str]) -> dict[str, str]:
+    return {name: join(path, name) for name in sorted(set(names))}
 
 
 async def _read_sealed(store: Store, path: str, kind: str) -> dict[str, Any]:

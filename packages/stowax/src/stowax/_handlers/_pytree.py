@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import warnings
 from collections.abc import Awaitable
@@ -13,7 +12,15 @@ from stowax._formats import _detect
 from stowax._formats._base import TreeItem
 from stowax._formats._orbax_json import PYTREE_TYPESTR
 from stowax._handlers._base import OwnHandler
-from stowax._item import metadata_tree, plan_load, stage_item, write_item
+from stowax._item import (
+    StagedItem,
+    complete_items,
+    metadata_tree,
+    plan_load,
+    stage_item,
+    told_parts,
+    write_part,
+)
 from stowax._keypath import flatten
 from stowax._leaves import _registry as leaves
 from stowax._operation import Operation, OperationPath, absolute, in_place
@@ -59,12 +66,12 @@ class PyTreeHandler(OwnHandler):
         Raises:
             TreeError: It cannot be saved; names every leaf in the way.
         """
-        operation, location = await self._operation(directory)
+        operation, location = await self._operation(directory, "write")
         staged = stage_item(
             checkpointable, operation.processes, borrow=operation.borrow
         )
         if isinstance(directory, OperationPath):
-            return operation.submit(write_item(staged, location, operation))
+            return operation.submit(write_part(staged, location, operation))
         return operation.submit(_write_alone(staged, location, operation))
 
     async def load(
@@ -132,7 +139,9 @@ class PyTreeHandler(OwnHandler):
             return False
         return True
 
-    async def _operation(self, directory: Any) -> tuple[Operation, str]:
+    async def _operation(
+        self, directory: Any, verb: str = "load"
+    ) -> tuple[Operation, str]:
         """The operation that the directory carries, else one of its own."""
         if isinstance(directory, OperationPath):
             return directory.operation, directory.location
@@ -142,7 +151,7 @@ class PyTreeHandler(OwnHandler):
         if not isinstance(directory, str | os.PathLike):
             directory = await directory.await_creation()
         location = absolute(directory)
-        return in_place(location, settings), location
+        return in_place(location, settings, verb=verb), location
 
 
 async def _open(operation: Operation, location: str) -> TreeItem:
@@ -154,10 +163,21 @@ async def _open(operation: Operation, location: str) -> TreeItem:
     )
 
 
-async def _write_alone(staged: Any, location: str, operation: Operation) -> None:
-    async with asyncio.timeout(operation.settings.timeout_secs):
-        await write_item(staged, location, operation)
+async def _write_alone(staged: StagedItem, location: str, operation: Operation) -> None:
+    """Writes a whole item, together with the other processes."""
+
+    async def write() -> bytes:
+        await write_part(staged, location, operation)
+        return told_parts(operation)
+
+    async def complete() -> bytes:
+        if operation.processes.is_primary:
+            await complete_items(operation, told)
         found = await walk(operation.store, location)
         directories = [path for path, entry in found if entry.is_directory]
         await operation.store.sync([*directories, location])
-        await operation.agree("done", b"")
+        return b""
+
+    operation.start_clock()
+    told = await operation.agree("written", await operation.attempt(write()))
+    await operation.agree("complete", await operation.attempt(complete()))

@@ -36,23 +36,23 @@ class JaxArrayLeaf:
 
     def describe(self, value: jax.Array, processes: Processes) -> Description:
         """Shape, dtype and holders of the array, or of the key data of PRNG keys."""
-        impl = None
-        sharding = value.sharding
-        if _is_key(value.dtype):
+        impl, dtype, shape = None, value.dtype, value.shape
+        if _is_key(dtype):
             impl = str(jax.random.key_impl(value))
-            value = jax.random.key_data(value)
-        dtype = np.dtype(value.dtype)
+            shape = (*shape, *_key_shape(dtype))
+            dtype = np.uint32
+        dtype = np.dtype(dtype)
         dtype_name(dtype)  # Refuses a dtype that no document can say.
-        document = _sharding.describe(sharding)
+        document = _sharding.describe(value.sharding)
         if impl is not None and document is not None and "partition_spec" in document:
             spec = document["partition_spec"]
-            padding = [None] * (value.ndim - len(spec))
+            padding = [None] * (len(shape) - len(spec))
             document = {**document, "partition_spec": [*spec, *padding]}
         return Description(
             kind="jax.Array",
             dtype=dtype,
-            shape=value.shape,
-            holdings=_holdings(value, processes),
+            shape=shape,
+            holdings=_holdings(value, shape, processes),
             prng_impl=impl,
             sharding=document,
         )
@@ -67,16 +67,21 @@ class JaxArrayLeaf:
     ) -> Sequence[jax.Array | np.ndarray]:
         """The shards themselves: nobody can change a `jax.Array` behind our back."""
         del borrow
-        if _is_key(value.dtype):
-            value = jax.random.key_data(value)
-        if len(boxes) == 1 and len(value.sharding.device_set) == 1:
-            return [value]
-        held = {
-            box: shard.data
-            for shard, box in _own_shards(value, processes)
-            if box in boxes
-        }
-        return [held[box] for box in boxes]
+        parts = [value]
+        if len(value.sharding.device_set) > 1:
+            shape = (*value.shape, *boxes[0].shape[value.ndim :])
+            own = _own_boxes(value.sharding, value.shape, shape, processes)
+            held = {
+                own[shard.device]: shard.data
+                for shard in value.addressable_shards
+                if shard.device in own and own[shard.device] in boxes
+            }
+            parts = [held[box] for box in boxes]
+        if not _is_key(value.dtype):
+            return parts
+        # Part by part, because only the processes that write them come here: no
+        # computation may run on devices of the others.
+        return [jax.random.key_data(part) for part in parts]
 
     def accepts_target(self, target: Any) -> bool:
         """Whatever has a shape and a dtype and is not NumPy's own."""
@@ -129,7 +134,9 @@ class JaxArrayLeaf:
             array = to_default_device(part)
         else:
             boxes = _own_boxes(sharding, shape, stored, processes)
-            array = to_devices(stored, _extended(sharding, shape, stored), boxes, parts)
+            spread = _extended(sharding, shape, stored)
+            dtype = np.dtype(np.uint32 if impl else target.dtype)
+            array = to_devices(stored, spread, boxes, parts, dtype)
         return array if impl is None else jax.random.wrap_key_data(array, impl=impl)
 
     def metadata(self, entry: LeafEntry) -> Any | None:
@@ -154,18 +161,33 @@ def key_impl_name(dtype: Any) -> str:
     return next((impl for impl in known if key_dtype(impl) == dtype), str(dtype))
 
 
+@functools.cache
+def _key_shape(dtype: Any) -> tuple[int, ...]:
+    """What the key data of one typed PRNG key has for a shape."""
+    key = jax.ShapeDtypeStruct((), dtype)
+    return jax.eval_shape(jax.random.key_data, key).shape
+
+
 def _is_key(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
-def _holdings(value: jax.Array, processes: Processes) -> tuple[Holding, ...]:
-    if math.prod(value.shape) == 0:
+def _holdings(
+    value: jax.Array, stored: tuple[int, ...], processes: Processes
+) -> tuple[Holding, ...]:
+    """Who holds what of an array; of an uncommitted one the primary process's counts.
+
+    Every process has a copy of its own of the latter, as of a NumPy array.
+    """
+    if math.prod(stored) == 0:
         return ()
+    if not value.committed:
+        return (Holding(box=whole(stored), processes=(processes.primary,)),)
     if len(value.sharding.device_set) == 1:
         (device,) = value.sharding.device_set
-        return (Holding(box=whole(value.shape), processes=(processes.owner(device),)),)
+        return (Holding(box=whole(stored), processes=(processes.owner(device),)),)
     holders: dict[Box, set[int]] = {}
-    boxes = _sharding.boxes_by_device(value.sharding, value.shape)
+    boxes = _boxes(value.sharding, value.shape, stored)
     for device, box in boxes.items():
         holders.setdefault(box, set()).add(processes.owner(device))
     return tuple(
@@ -174,27 +196,28 @@ def _holdings(value: jax.Array, processes: Processes) -> tuple[Holding, ...]:
     )
 
 
-def _own_shards(value: jax.Array, processes: Processes) -> list[tuple[Any, Box]]:
-    boxes = _sharding.boxes_by_device(value.sharding, value.shape)
-    return [
-        (shard, boxes[shard.device])
-        for shard in value.addressable_shards
-        if processes.owner(shard.device) == processes.index
-    ]
-
-
 def _own_boxes(
     sharding: jax.sharding.Sharding,
     shape: tuple[int, ...],
     stored: tuple[int, ...],
     processes: Processes,
 ) -> dict[jax.Device, Box]:
-    """Part of every device of this process; PRNG keys keep their data axis whole."""
+    """Part of every device of this process."""
+    return {
+        device: box
+        for device, box in _boxes(sharding, shape, stored).items()
+        if processes.owner(device) == processes.index
+    }
+
+
+def _boxes(
+    sharding: jax.sharding.Sharding, shape: tuple[int, ...], stored: tuple[int, ...]
+) -> dict[jax.Device, Box]:
+    """Part of every device; PRNG keys keep their data axis whole."""
     extra = stored[len(shape) :]
     return {
         device: Box((*box.start, *[0] * len(extra)), (*box.stop, *extra))
         for device, box in _sharding.boxes_by_device(sharding, shape).items()
-        if processes.owner(device) == processes.index
     }
 
 
