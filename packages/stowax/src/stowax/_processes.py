@@ -42,6 +42,7 @@ import jax
 # The public face of `jax.distributed` has neither a barrier with a deadline nor a
 # key-value store; the client behind it has both, unchanged from JAX 0.8.1 to 0.10.2.
 from jax._src.distributed import global_state as _jax_distributed
+from jax.experimental import multihost_utils
 
 from stowax.errors import DeadlineError, PeerFailedError, ProcessesError
 
@@ -195,6 +196,14 @@ class JaxProcesses:
 
     def owner(self, device: jax.Device) -> int:
         return device.process_index
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether this is the step to save before the run is stopped.
+
+        JAX takes note of the signal (SIGTERM) and finds one step for all processes; it
+        says so at that step only, so all of them have to ask at every step.
+        """
+        return multihost_utils.reached_preemption_sync_point(step)
 
     async def barrier(self, name: str, *, timeout_secs: float) -> None:
         await self._meet(name, lambda: self._arrive(name, timeout_secs), timeout_secs)

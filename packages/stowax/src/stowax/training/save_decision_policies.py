@@ -151,8 +151,8 @@ class ContinuousCheckpointingPolicy:
 class PreemptionCheckpointingPolicy:
     """Saves when this run is about to be stopped from outside.
 
-    The processes of the run are asked. Those of this version do not listen for it, so
-    this policy alone never saves.
+    With `jax.distributed`, JAX hears of it (SIGTERM) and finds one step for all
+    processes; it has to be asked at every step. Without, nobody listens yet.
     """
 
     def should_save(
