@@ -1,0 +1,214 @@
+"""Our manifest and its parts: every byte is checked, and every size."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_trees import trees
+
+from stowax._codecs._checksum import seal, unseal
+from stowax._codecs._item_manifest import (
+    ItemRoot,
+    build_table,
+    decode_digests,
+    decode_part,
+    decode_root,
+    digest,
+    encode_digests,
+    encode_part,
+    encode_root,
+)
+from stowax._keypath import flatten, to_json
+from stowax._manifest import LeafEntry
+from stowax.errors import CorruptCheckpointError
+
+shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
+
+
+@st.composite
+def roots(draw):
+    """Roots of any tree, with leaves of any kind."""
+    flat = flatten(draw(trees(st.integers())))
+    entries = []
+    for path, name in zip(flat.paths, flat.names, strict=True):
+        facts = {"path": path, "name": name}
+        if draw(st.booleans()):
+            entries.append(
+                LeafEntry(kind="string", text=draw(st.text("aé\n")), **facts)
+            )
+            continue
+        shape = draw(shapes)
+        kind = draw(st.sampled_from(["jax.Array", "np.ndarray", "scalar"]))
+        sharding = {"sharding_type": "NamedSharding", "shape": [2]}
+        entries.append(
+            LeafEntry(
+                kind=kind,
+                dtype=draw(st.sampled_from(["bfloat16", "int4"])),
+                shape=shape,
+                chunk_shape=tuple(max(1, n) for n in shape),
+                write_shape=draw(st.none() | st.just(shape)),
+                prng_impl=draw(st.none() | st.just("rbg")),
+                sharding=draw(st.none() | st.just(sharding)),
+                **facts,
+            )
+        )
+    data = draw(st.dictionaries(st.text("abc/é", min_size=1), st.binary(), max_size=3))
+    digests = {name: digest(content) for name, content in data.items()}
+    return ItemRoot(
+        root=flat.root, leaves=tuple(entries), documents=digests, parts=digests
+    )
+
+
+@st.composite
+def tables(draw):
+    """Tables of any rows."""
+    files = draw(st.lists(st.tuples(st.text("ab/é"), st.just(1 << 40)), min_size=1))
+    number = st.integers(0, 1 << 32)
+    rows = st.tuples(
+        st.integers(0, (1 << 32) - 1),
+        st.integers(0, len(files) - 1),
+        st.integers(0, (1 << 64) - 1),
+        number,
+        number,
+        st.lists(st.integers(0, (1 << 32) - 1), min_size=1, max_size=4),
+    )
+    return files, draw(st.lists(rows, max_size=5))
+
+
+def same(first, second):
+    """Whether two tables are equal, column by column."""
+    return all(
+        np.array_equal(getattr(first, f.name), getattr(second, f.name))
+        for f in dataclasses.fields(first)
+    )
+
+
+@given(roots())
+def test_root_there_and_back(root):
+    """A root that is written and read is the same."""
+    found = decode_root(encode_root(root))
+
+    assert to_json(found.root) == to_json(root.root)
+    assert [dataclasses.replace(e, path=()) for e in found.leaves] == [
+        dataclasses.replace(e, path=()) for e in root.leaves
+    ]
+    assert (found.documents, found.parts) == (root.documents, root.parts)
+
+
+@given(tables())
+def test_table_there_and_back(case):
+    """A table that is written and read is the same, row by row."""
+    files, rows = case
+    table = build_table(files, rows)
+
+    found = decode_part(encode_part(table))
+
+    assert same(found, table)
+    assert len(found) == len(rows)
+    for i, (leaf, file, chunk, offset, length, sums) in enumerate(rows):
+        first = int(found.sum_ends[i - 1]) if i else 0
+        assert (found.leaf[i], found.file[i], found.chunk[i]) == (leaf, file, chunk)
+        assert (found.offset_bytes[i], found.length_bytes[i]) == (offset, length)
+        assert found.sums[first : int(found.sum_ends[i])].tolist() == sums
+
+
+def sample_part():
+    """A small chunk table, in bytes."""
+    rows = [(0, 0, 0, 0, 16, [1]), (1, 0, 0, 64, 16, [2, 3])]
+    return encode_part(build_table([("d/data-0", 100)], rows))
+
+
+def sample_root():
+    """A small root, in bytes."""
+    flat = flatten({"a": 1})
+    entry = LeafEntry(path=flat.paths[0], name="a", kind="scalar", dtype="int64")
+    return encode_root(
+        ItemRoot(root=flat.root, leaves=(entry,), documents={}, parts={})
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "decode"), [(sample_part(), decode_part), (sample_root(), decode_root)]
+)
+def test_every_damaged_byte_is_found(data, decode):
+    """Each flipped byte and each shorter length is refused."""
+    for position in range(len(data)):
+        for mask in (1, 0x80, 0xFF):
+            damaged = bytearray(data)
+            damaged[position] ^= mask
+            with pytest.raises(CorruptCheckpointError):
+                decode(bytes(damaged))
+        with pytest.raises(CorruptCheckpointError):
+            decode(data[:position])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"leaves": []},
+        {"leaves": [{"kind": "unheard of"}]},
+        {"leaves": [{"kind": "scalar", "shape": [-1]}]},
+        {"leaves": [{"kind": "scalar", "shape": [3], "chunk": [0]}]},
+        {"leaves": [{"kind": "scalar", "shape": [3], "chunk": []}]},
+        {"leaves": "text"},
+        {"tree": {"kind": "unheard of", "children": []}},
+        {"documents": {"a": [1]}},
+        {"documents": []},
+        {"parts": None},
+    ],
+    ids=str,
+)
+def test_wrong_content_with_right_checksum(changes):
+    """What no writer of ours would write is refused, although the seal holds."""
+    document = {**unseal(sample_root()), **changes}
+
+    with pytest.raises(CorruptCheckpointError, match="no item manifest"):
+        decode_root(seal(document))
+
+
+@pytest.mark.parametrize("version", [2, "1", None, 1.5])
+def test_other_versions(version):
+    """A version that this release does not know is refused; the cure is named."""
+    document = {**unseal(sample_root()), "version": version}
+
+    with pytest.raises(CorruptCheckpointError, match="upgrade"):
+        decode_root(seal(document))
+
+
+def test_other_documents():
+    """A sealed document of another kind is no manifest."""
+    with pytest.raises(CorruptCheckpointError, match="stowax-item"):
+        decode_root(seal({"format": "stowax-checkpoint", "version": 1}))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        (0, 1, 0, 0, 16, [1]),
+        (0, 0, 0, 96, 16, [1]),
+        (0, 0, 0, 1 << 63, 16, [1]),
+        (0, 0, 0, 0, (1 << 64) - 1, [1]),
+        (0, 0, 0, 0, 16, []),
+    ],
+)
+def test_rows_that_point_outside(row):
+    """A row outside its file, or without a checksum, is refused."""
+    part = encode_part(build_table([("d/data-0", 100)], [row]))
+
+    with pytest.raises(CorruptCheckpointError, match="outside"):
+        decode_part(part)
+
+
+def test_digests():
+    """Digests are what `sha256sum` says, so files with a CRC of their own differ."""
+    found = encode_digests({"a": digest(b"hello")})
+
+    assert found == {
+        "a": [5, "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"]
+    }
+    assert decode_digests(json.loads(json.dumps(found))) == {"a": digest(b"hello")}
+    other = encode_part(build_table([("d/data-1", 100)], []))
+    assert digest(other) != digest(encode_part(build_table([("d/data-0", 100)], [])))

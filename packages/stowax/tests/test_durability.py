@@ -1,0 +1,418 @@
+"""What a failure or a power cut in the middle of a save may take: nothing.
+
+Every save here runs on a store that writes down what it was asked for, or that fails
+at the n-th call, for every n that there is.
+"""
+
+import subprocess
+import sys
+import textwrap
+import threading
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from sample_trees import bits, differences, mesh, plain
+
+import stowax
+from stowax._stores._local import LocalStore
+from stowax.errors import StowaxError
+from stowax.handlers import JsonHandler, PyTreeHandler
+from stowax.options import CheckpointablesOptions, FileOptions, IntegrityOptions
+from stowax.testing import MemoryStore, RecordingStore
+from stowax.testing._recording_store import durability_faults
+
+WRITING = ("make_directory", "write", "sync", "publish", "delete")
+
+
+class Guest:
+    """Saves with plain file calls, and a tree inside."""
+
+    async def save(self, directory):
+        writing = await PyTreeHandler().save(directory / "inner", {"x": np.arange(3)})
+
+        async def write():
+            path = await directory.await_creation()
+            (path / "sub").mkdir()
+            (path / "sub" / "notes.txt").write_text("notes")
+            await writing
+
+        return write()
+
+    async def load(self, directory):
+        async def read():
+            assert (directory / "sub" / "notes.txt").read_text() == "notes"
+
+        return read()
+
+
+def parts(number):
+    """Checkpointables of every sort, that differ by the number."""
+    return {
+        "state": {
+            "w": jax.device_put(
+                bits("float32", (8, 4), number), NamedSharding(mesh(4), P("x"))
+            ),
+            "host": np.full((5,), number),
+            "text": f"text {number}",
+            "nested": [{}, (number, None)],
+        },
+        "config": {"number": number},
+        "guest": Guest(),
+    }
+
+
+def context(store):
+    """A Context with a store, in which "config" is JSON."""
+    return stowax.Context(
+        file=FileOptions(store=store),
+        checkpointables=CheckpointablesOptions.create_with_handlers(config=JsonHandler),
+    )
+
+
+def save(path, number, **options):
+    """Saves the parts of a number."""
+    stowax.save_checkpointables(path, parts(number), **options)
+
+
+def is_whole(path, number):
+    """Whether the checkpoint holds exactly what was saved under the number."""
+    targets = {"state": None, "config": None, "guest": Guest()}
+    loaded = stowax.load_checkpointables(path, targets)
+    return loaded["config"] == {"number": number} and not differences(
+        plain(parts(number)["state"]), loaded["state"]
+    )
+
+
+class FailingStore:
+    """Forwards to another store; the n-th call that could change anything fails.
+
+    Args:
+        store: The real one.
+        fail_at: Which call fails, from 0; None: none.
+        after: Whether it fails after it has done its work.
+        names: The methods that count.
+    """
+
+    def __init__(self, store, fail_at, *, after=False, names=WRITING):
+        self.store = store
+        self.fail_at = fail_at
+        self.after = after
+        self.names = names
+        self.failed = None
+        # Guards the count: calls come from several threads.
+        self._lock = threading.Lock()
+        self.count = 0
+
+    def __getattr__(self, name):
+        method = getattr(self.store, name)
+        if name not in self.names:
+            return method
+
+        async def call(*args, **kwargs):
+            with self._lock:
+                fails = self.count == self.fail_at
+                self.count += 1
+            if fails:
+                self.failed = name, args[0]
+                if self.after:
+                    await method(*args, **kwargs)
+                raise InjectedError(f"{name}({args[0]})")
+            return await method(*args, **kwargs)
+
+        return call
+
+
+class InjectedError(OSError):
+    """What a failing store raises."""
+
+
+def test_every_file_is_synced_before_the_publish(place):
+    """Files and directories are synced before the publish, the parent after it."""
+    recording = RecordingStore(LocalStore() if place.store is None else place.store)
+
+    with context(recording):
+        save(place / "a/b/checkpoint", 1)
+        save(place / "a/b/checkpoint", 2, overwrite=True)
+        stowax.save(place / "a/b/single", 3)
+        stowax.save_checkpointables(place / "a/b/none", {})
+
+    publishes = [call for call in recording.calls if call.operation == "publish"]
+    assert len(publishes) == 4
+    assert durability_faults(recording.calls) == []
+
+
+def test_files_of_guests_are_synced(tmp_path):
+    """What a guest wrote with plain file calls is synced by us, before the publish."""
+    recording = RecordingStore(LocalStore())
+
+    with context(recording):
+        save(tmp_path / "checkpoint", 1)
+
+    (publish,) = [call for call in recording.calls if call.operation == "publish"]
+    synced = {
+        path.replace(publish.paths[0], str(tmp_path / "checkpoint"))
+        for call in recording.calls
+        if call.operation == "sync" and call.ended < publish.began
+        for path in call.paths
+    }
+    everything = {str(p) for p in (tmp_path / "checkpoint").rglob("*")}
+    assert everything <= synced
+
+
+def test_power_cut_after_a_save():
+    """What was saved is there after a power cut; at its strictest."""
+    store = MemoryStore()
+
+    with context(store):
+        save("/runs/checkpoint", 1)
+    with context(store.durable_view()):
+        assert is_whole("/runs/checkpoint", 1)
+    with context(store):
+        save("/runs/checkpoint", 2, overwrite=True)
+    with context(store.durable_view()):
+        assert is_whole("/runs/checkpoint", 2)
+
+
+class PowerCutStore(FailingStore):
+    """Keeps what a power cut before the n-th call would have left."""
+
+    view = None
+
+    def __getattr__(self, name):
+        method = getattr(self.store, name)
+        if name not in self.names:
+            return method
+
+        async def call(*args, **kwargs):
+            with self._lock:
+                if self.count == self.fail_at:
+                    self.view = self.store.durable_view()
+                self.count += 1
+            return await method(*args, **kwargs)
+
+        return call
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_power_cut_at_every_call(overwrite):
+    """After a power cut before any call, the old or the new checkpoint is whole."""
+    number = 0
+    states = []
+    while True:
+        base = MemoryStore()
+        if overwrite:
+            with context(base):
+                save("/runs/checkpoint", 1)
+        store = PowerCutStore(base, number)
+        with context(store):
+            save("/runs/checkpoint", 2, overwrite=overwrite)
+        if store.view is None:
+            break
+        with context(store.view):
+            if not overwrite and not stowax.is_orbax_checkpoint("/runs/checkpoint"):
+                states.append("none")
+            elif is_whole("/runs/checkpoint", 2):
+                states.append("new")
+            else:
+                assert is_whole("/runs/checkpoint", 1), store.count
+                states.append("old")
+        number += 1
+
+    assert number > 15
+    assert states[0] == ("old" if overwrite else "none")
+    # Everything before the publish leaves the old one.
+    assert states[-3] == states[0]
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
+def test_failure_at_every_call(tmp_path, kind, after, overwrite):
+    """A store that fails at any call leaves the old checkpoint whole.
+
+    The error is the store's, or ours; a draft may only be left if deleting it failed,
+    and nobody takes it for a checkpoint.
+    """
+    base = LocalStore() if kind == "local" else MemoryStore()
+    root = str(tmp_path) if kind == "local" else "/runs"
+    path = f"{root}/checkpoint"
+    with context(base):
+        save(f"{root}/neighbour", 9)
+        if overwrite:
+            save(path, 1)
+    number, outcomes = 0, []
+    while True:
+        store = FailingStore(base, number, after=after)
+        try:
+            with context(store):
+                save(path, 2, overwrite=overwrite)
+        except (InjectedError, StowaxError):
+            assert store.failed is not None
+        else:
+            assert store.failed is None
+            break
+        with context(base):
+            is_published = store.failed[0] == "publish" and after
+            is_published |= store.failed[1] == [root]
+            if is_published:
+                assert is_whole(path, 2)
+            elif overwrite:
+                assert is_whole(path, 1), store.failed
+            else:
+                assert not stowax.is_orbax_checkpoint(path)
+            assert is_whole(f"{root}/neighbour", 9)
+            outcomes.append(is_published)
+            assert _left_over(base, root) == [], store.failed
+            _reset(base, path, overwrite)
+        number += 1
+
+    assert number > 15
+    assert any(outcomes)
+    with context(base):
+        assert is_whole(path, 2)
+
+
+def _left_over(store, root):
+    """Names beside the checkpoints."""
+    found = stowax._runtime.default_runtime().run(store.list(root))
+    return [entry.name for entry in found if ".orbax" in entry.name]
+
+
+def _reset(store, path, overwrite):
+    stowax._runtime.default_runtime().run(store.delete(path))
+    if overwrite:
+        save(path, 1)
+
+
+def test_draft_that_could_not_be_deleted(tmp_path, caplog):
+    """A draft that stays is said so, is no checkpoint, and hinders no later save."""
+
+    class Stuck(FailingStore):
+        async def delete(self, path):
+            raise OSError("stuck")
+
+    store = Stuck(LocalStore(), 5)
+    with context(store), pytest.raises(InjectedError):
+        save(tmp_path / "checkpoint", 1)
+
+    (draft,) = tmp_path.iterdir()
+    assert ".orbax-checkpoint-tmp" in draft.name
+    assert str(draft) in caplog.text
+    with pytest.raises(FileNotFoundError, match="unfinished saves beside it"):
+        stowax.load(tmp_path / "checkpoint")
+    with pytest.raises(StowaxError):
+        stowax.load(draft)
+    with context(LocalStore()):
+        save(tmp_path / "checkpoint", 2)
+        assert is_whole(tmp_path / "checkpoint", 2)
+
+
+def test_failure_of_a_guest(place):
+    """A guest that fails in either phase leaves the old checkpoint whole."""
+
+    class Failing:
+        def __init__(self, phase):
+            self.phase = phase
+
+        async def save(self, directory):
+            path = await directory.await_creation()
+            (path / "half").write_text("written")
+            if self.phase == 1:
+                raise KeyError("first")
+
+            async def write():
+                raise KeyError("second")
+
+            return write()
+
+        async def load(self, directory):
+            raise NotImplementedError
+
+    stowax.save(place / "checkpoint", {"a": 1})
+    for phase, word in ((1, "first"), (2, "second")):
+        items = {"state": {"a": np.ones(100)}, "bad": Failing(phase)}
+        with pytest.raises(KeyError, match=word):
+            stowax.save_checkpointables(place / "checkpoint", items, overwrite=True)
+
+        assert stowax.load(place / "checkpoint") == {"a": 1}
+        found = stowax._runtime.default_runtime().run(
+            (place.store or LocalStore()).list(place.directory)
+        )
+        assert [entry.name for entry in found] == ["checkpoint"]
+
+
+AUDIT = """
+    import sys
+    import threading
+    import jax, numpy as np
+    import stowax
+    from stowax.options import IntegrityOptions
+
+    root = sys.argv[1]
+    opened = []
+
+    def hook(event, args):
+        if event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+            return
+        path = args[0]
+        if not isinstance(path, (str, bytes)) or root not in str(path):
+            return
+        if event == "open":
+            flags = args[2]
+            is_writing = flags & 3 or flags & (64 | 512)  # O_CREAT, O_TRUNC
+            if not is_writing:
+                return
+        frames, frame = [], sys._getframe(1)
+        while frame is not None:
+            frames.append(frame.f_code.co_filename.replace("\\\\", "/"))
+            frame = frame.f_back
+        ours = [f for f in frames if "/stowax/" in f and "/site-packages/" not in f]
+        opened.append((event, str(path), ours[0] if ours else frames[0]))
+
+    state = {
+        "w": jax.device_put(np.arange(12.0, dtype=np.float32)),
+        "host": np.arange(3), "text": "text", "key": jax.random.key(1),
+    }
+    items = {"state": state, "step": 3}
+    stowax.save_checkpointables(root + "/warm", items)  # Lazy imports are done here.
+    stowax.load(root + "/warm")
+    sys.addaudithook(hook)
+    stowax.save_checkpointables(root + "/checkpoint", items)
+    stowax.save_checkpointables(root + "/checkpoint", items, overwrite=True)
+    saving = len(opened)
+    stowax.load(root + "/checkpoint")
+    stowax.load_checkpointables(root + "/checkpoint")
+    stowax.metadata(root + "/checkpoint")
+    with stowax.Context(integrity=IntegrityOptions(verify=False)):
+        stowax.load(root + "/checkpoint")
+    for event, path, module in opened[:saving]:
+        print("save", event, module)
+    for event, path, module in opened[saving:]:
+        print("load", event, path, module)
+"""
+
+
+def test_only_one_module_writes(tmp_path):
+    """Only the local store opens or changes files of a checkpoint; no load does."""
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(AUDIT), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert len(lines) > 10
+    wrong = [x for x in lines if not x.startswith("save")]
+    wrong += [x for x in lines if not x.endswith("stowax/_stores/_local.py")]
+    assert wrong == []
+
+
+def test_verification_is_on_by_default():
+    """Nobody has to ask for checksums."""
+    assert IntegrityOptions().verify

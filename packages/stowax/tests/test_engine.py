@@ -1,0 +1,225 @@
+"""Chunks written are chunks read, each once, and verified before anybody sees them."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sample_trees import NUMPY_DTYPES, bits, differences
+
+from stowax._box import Box, whole
+from stowax._codecs._checksum import crc32c
+from stowax._codecs._zarr import TRAILER_BYTES, dtype_name
+from stowax._engine import ChunkSource, write_chunks
+from stowax._formats._base import ReadRequest
+from stowax._keypath import Key, Node
+from stowax._manifest import LeafEntry, Manifest
+from stowax._plan import _write
+from stowax._plan._write import ArrayLayout, plan_write
+from stowax.errors import CorruptCheckpointError
+from stowax.testing import MemoryStore, RecordingStore
+
+
+async def write(store, arrays, *, limit_bytes=64 << 20):
+    """Writes arrays, whole, and returns the manifest of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_write, "CHUNK_LIMIT_BYTES", limit_bytes)
+        patch.setattr(_write, "FILE_LIMIT_BYTES", limit_bytes)
+        layouts = [
+            ArrayLayout(
+                leaf=i,
+                shape=a.shape,
+                itemsize=a.itemsize,
+                parts=((whole(a.shape), (0,)),) if a.size else (),
+            )
+            for i, a in enumerate(arrays)
+        ]
+        plan = plan_write(layouts, process_index=0, data_directory="d/")
+    parts = {(i, whole(a.shape)): a for i, a in enumerate(arrays)}
+    table = await write_chunks(store, "/item", plan, parts)
+    leaves = tuple(
+        LeafEntry(
+            path=(Key("key", f"leaf{i}"),),
+            name=f"leaf{i}",
+            kind="np.ndarray",
+            dtype=dtype_name(a.dtype),
+            shape=a.shape,
+            chunk_shape=plan.chunk_shapes[i],
+        )
+        for i, a in enumerate(arrays)
+    )
+    return Manifest(root=Node(kind="none"), leaves=leaves, chunks=(table,))
+
+
+async def read(store, manifest, boxes, *, verify=True):
+    """Reads boxes of leaves."""
+    requests = [
+        ReadRequest(
+            leaf=leaf,
+            box=box,
+            out=np.full(box.shape, 1, bits(manifest.leaves[leaf].dtype, ()).dtype),
+        )
+        for leaf, box in boxes
+    ]
+    await ChunkSource(store, "/item", manifest, verify=verify).read(requests)
+    return [request.out for request in requests]
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=80)
+def test_any_box_of_any_array(data):
+    """Any boxes, overlapping ones too, hold what was written, for any chunks."""
+    arrays = []
+    for seed in range(data.draw(st.integers(1, 3))):
+        shape = tuple(data.draw(st.lists(st.integers(0, 7), max_size=3)))
+        arrays.append(bits(data.draw(st.sampled_from(NUMPY_DTYPES)), shape, seed))
+    boxes = []
+    for _ in range(data.draw(st.integers(0, 4))):
+        leaf = data.draw(st.integers(0, len(arrays) - 1))
+        ends = [
+            sorted(data.draw(st.tuples(*[st.integers(0, n)] * 2)))
+            for n in arrays[leaf].shape
+        ]
+        boxes.append((leaf, Box(tuple(a for a, _ in ends), tuple(b for _, b in ends))))
+    limit = data.draw(st.sampled_from([1, 16, 64, 1 << 20]))
+
+    async def there_and_back():
+        store = MemoryStore()
+        manifest = await write(store, arrays, limit_bytes=limit)
+        return await read(store, manifest, boxes)
+
+    for (leaf, box), found in zip(boxes, asyncio.run(there_and_back()), strict=True):
+        expected = arrays[leaf][box.within(whole(arrays[leaf].shape))]
+        assert differences(expected, found) == []
+
+
+def test_bytes_on_disk():
+    """A chunk is its elements in C order, then their CRC-32C; padding is zero."""
+    array = np.arange(6, dtype="<u2").reshape(2, 3).T
+
+    async def there():
+        store = MemoryStore()
+        manifest = await write(store, [array, np.array(7, "<u2")])
+        (entry,) = await store.list("/item/d")
+        content = bytearray(entry.size_bytes)
+        await store.read_into("/item/d/data-0", 0, content)
+        return manifest, bytes(content)
+
+    manifest, content = asyncio.run(there())
+
+    payload = array.tobytes()
+    first = payload + crc32c(payload).to_bytes(TRAILER_BYTES, "little")
+    assert content[:16] == first
+    assert content[16:64] == bytes(48)
+    assert content[64:66] == b"\7\0"
+    assert len(content) == 70
+    assert manifest.chunks[0].sums.tolist() == [crc32c(payload), crc32c(b"\7\0")]
+
+
+def test_edge_chunks_are_padded_with_zeros():
+    """A chunk at the edge has the size of all others."""
+    array = np.full((3,), 0xFFFF, "<u2")
+
+    async def there():
+        store = MemoryStore()
+        manifest = await write(store, [array], limit_bytes=4)
+        contents = []
+        for entry in await store.list("/item/d"):
+            content = bytearray(entry.size_bytes)
+            await store.read_into(f"/item/d/{entry.name}", 0, content)
+            contents.append(bytes(content))
+        return manifest, b"".join(contents)
+
+    manifest, content = asyncio.run(there())
+
+    assert manifest.leaves[0].chunk_shape == (2,)
+    assert b"\xff\xff\0\0" + crc32c(b"\xff\xff\0\0").to_bytes(4, "little") in content
+
+
+def test_each_chunk_is_read_once():
+    """However many boxes need a chunk, its bytes come once; neighbours together."""
+    arrays = [np.arange(100), np.arange(50)]
+
+    async def there_and_back():
+        store = RecordingStore(MemoryStore())
+        manifest = await write(store, arrays)
+        boxes = [(0, Box((0,), (60,))), (0, Box((40,), (100,))), (1, whole((50,)))]
+        await read(store, manifest, boxes)
+        return [call for call in store.calls if call.operation == "read_into"]
+
+    assert len(asyncio.run(there_and_back())) == 1
+
+
+def test_unneeded_chunks_are_not_read():
+    """What nobody asked for is not touched: it may be damaged or gone."""
+
+    async def there_and_back():
+        store = MemoryStore()
+        manifest = await write(store, [np.arange(4), np.zeros(0)])
+        await store.delete("/item/d/data-0")
+        return await read(store, manifest, [(1, whole((0,)))])
+
+    assert asyncio.run(there_and_back())[0].shape == (0,)
+
+
+@pytest.mark.parametrize("limit_bytes", [64, 1 << 20], ids=["together", "alone"])
+def test_damage_is_named(limit_bytes):
+    """A damaged chunk is named by leaf, box and file, as one plain error."""
+    arrays = [np.arange(40.0), np.arange(40.0)]
+
+    async def there_and_back():
+        store = MemoryStore()
+        manifest = await write(store, arrays, limit_bytes=limit_bytes)
+        path = f"/item/{manifest.chunks[0].files[-1]}"
+        entry = await store.stat(path)
+        content = bytearray(entry.size_bytes)
+        await store.read_into(path, 0, content)
+        content[-TRAILER_BYTES - 1] ^= 1
+        await store.delete(path)
+        await store.write(path, [content])
+        boxes = [(0, whole((40,))), (1, whole((40,)))]
+        with pytest.raises(CorruptCheckpointError, match="leaf 'leaf1'") as caught:
+            await read(store, manifest, boxes)
+        assert path in str(caught.value)
+        unverified = await read(store, manifest, boxes, verify=False)
+        assert unverified[0].tolist() == arrays[0].tolist()
+        assert unverified[1].tolist() != arrays[1].tolist()
+
+    asyncio.run(there_and_back())
+
+
+def test_chunk_that_the_table_lacks():
+    """A chunk that no table lists is an error, not zeros."""
+
+    async def there_and_back():
+        store = MemoryStore()
+        manifest = await write(store, [np.arange(4)])
+        leaves = (*manifest.leaves, manifest.leaves[0])
+        manifest = Manifest(root=manifest.root, leaves=leaves, chunks=manifest.chunks)
+        with pytest.raises(CorruptCheckpointError, match="not in the manifest"):
+            await read(store, manifest, [(1, whole((4,)))])
+
+    asyncio.run(there_and_back())
+
+
+def test_chunk_of_another_length():
+    """A chunk whose length does not fit its leaf is an error."""
+
+    async def there_and_back():
+        store = MemoryStore()
+        manifest = await write(store, [np.arange(4)])
+        (leaf,) = manifest.leaves
+        wrong = LeafEntry(
+            path=leaf.path,
+            name=leaf.name,
+            kind=leaf.kind,
+            dtype="int32",
+            shape=(4,),
+            chunk_shape=(4,),
+        )
+        manifest = Manifest(root=manifest.root, leaves=(wrong,), chunks=manifest.chunks)
+        with pytest.raises(CorruptCheckpointError, match="16 expected"):
+            await read(store, manifest, [(0, whole((4,)))])
+
+    asyncio.run(there_and_back())

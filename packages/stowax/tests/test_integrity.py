@@ -1,0 +1,415 @@
+"""Never silently wrong: damage anywhere is an error of ours, or changes nothing."""
+
+import itertools
+import os
+import pathlib
+import shutil
+import warnings
+
+import jax
+import numpy as np
+import orbax.checkpoint as orbax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from sample_trees import Point, bits, differences, mesh, plain
+
+import stowax
+from stowax.errors import CorruptCheckpointError, StowaxError
+from stowax.handlers import JsonHandler
+from stowax.options import CheckpointablesOptions, IntegrityOptions
+
+CUSTOM = {"note": "kept", "numbers": [1, 2.5, None]}
+
+
+class Notes:
+    """A guest that writes a file of its own."""
+
+    def __init__(self, text=""):
+        self.text = text
+
+    async def save(self, directory):
+        text = self.text
+
+        async def write():
+            path = await directory.await_creation()
+            (path / "notes.txt").write_text(text)
+
+        return write()
+
+    async def load(self, directory):
+        async def read():
+            self.text = (directory / "notes.txt").read_text()
+
+        return read()
+
+
+def state():
+    """A small tree with a leaf of every kind and every document on disk."""
+    return {
+        "w": jax.device_put(bits("float32", (8, 4)), NamedSharding(mesh(2), P("x"))),
+        "half": jax.device_put(bits("bfloat16", (5,))),
+        "host": bits("int64", (3, 2)),
+        "key": jax.random.key(7),
+        "step": 12,
+        "name": "größe",
+        "nested": Point(x=None, y=[{}, 0.5]),
+    }
+
+
+def context(*, verify=True):
+    """A Context in which "config" is JSON."""
+    return stowax.Context(
+        checkpointables=CheckpointablesOptions.create_with_handlers(config=JsonHandler),
+        integrity=IntegrityOptions(verify=verify),
+    )
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A small checkpoint with a tree, a JSON document and a guest's file."""
+    path = tmp_path_factory.mktemp("pristine") / "checkpoint"
+    with context():
+        stowax.save_checkpointables(
+            path,
+            {"state": state(), "config": {"depth": 3}, "notes": Notes("my notes")},
+            custom_metadata=CUSTOM,
+        )
+    return path
+
+
+@pytest.fixture
+def checkpoint(pristine, tmp_path):
+    """A copy to damage."""
+    return pathlib.Path(shutil.copytree(pristine, tmp_path / "checkpoint"))
+
+
+def load_all(path):
+    """Everything that a reader can ask for."""
+    notes = Notes()
+    targets = {"state": None, "config": None, "notes": notes}
+    with context(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = stowax.load_checkpointables(path, targets)
+        with_target = stowax.load(path, state())
+        custom = stowax.checkpointables_metadata(path).custom_metadata
+        alone = stowax.load(path / "state", checkpointable_name=None)
+    return loaded, with_target, notes.text, custom, alone
+
+
+def wrong(path):
+    """What comes out wrong although nothing is raised; an error of ours is right."""
+    try:
+        loaded, with_target, text, custom, alone = load_all(path)
+    except StowaxError as error:
+        return [] if str(path) in str(error) else [f"no path in: {error}"]
+    except Exception as error:  # noqa: BLE001 any other is what this test looks for
+        return [f"untyped: {type(error).__name__}: {error}"]
+    found = differences(plain(state()), loaded["state"])
+    found += differences(plain(state()), alone)
+    found += differences(state(), with_target, placement=True)
+    if (loaded["config"], text, custom) != ({"depth": 3}, "my notes", CUSTOM):
+        found.append(f"{loaded['config']} {text} {custom}")
+    return found
+
+
+def files_of(path):
+    """Every file of a checkpoint."""
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def flip(file, position, mask):
+    """Flips bits of one byte in place; returns the function that flips them back."""
+    content = bytearray(file.read_bytes())
+    content[position] ^= mask
+    file.write_bytes(content)
+
+
+def some_positions(size, count, seed):
+    """Both ends, and positions drawn from between."""
+    random = np.random.default_rng(seed)
+    drawn = random.integers(0, size, count).tolist() if size else []
+    return sorted({0, size - 1, *drawn}) if size else []
+
+
+def test_the_whole_is_loaded(checkpoint):
+    """Without damage everything is right, and every kind of file is there."""
+    assert wrong(checkpoint) == []
+    load_all(checkpoint)
+    names = {str(file.relative_to(checkpoint)) for file in files_of(checkpoint)}
+    assert names >= {
+        *("stowax.json", "_CHECKPOINT_METADATA", "commit_success.txt"),
+        *("state/stowax.manifest", "state/stowax.chunks.0", "state/d/data-0"),
+        *("state/d/index", "state/manifest.ocdbt", "state/_METADATA"),
+        *("state/_sharding", "state/_strings.json", "state/array_metadatas/process_0"),
+        *("config/data.json", "notes/notes.txt", "orbax.checkpoint"),
+    }
+
+
+def test_flipped_byte(checkpoint):
+    """A flipped byte in any file is an error of ours, or every value is right."""
+    faults, trials = [], 0
+    for number, file in enumerate(files_of(checkpoint)):
+        size = file.stat().st_size
+        for position in some_positions(size, 20, number):
+            mask = 1 << (position % 8) if position % 2 else 0xFF
+            flip(file, position, mask)
+            found = wrong(checkpoint)
+            faults += [f"{file.name}[{position}]: {fault}" for fault in found]
+            flip(file, position, mask)
+            trials += 1
+
+    assert faults == []
+    assert trials > 200
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("part", range(8))
+def test_every_flipped_byte(checkpoint, part):
+    """The same for every byte of every file, and for two ways to damage it."""
+    faults = []
+    for file in files_of(checkpoint):
+        for position in range(part, file.stat().st_size, 8):
+            for mask in (1 << (position % 8), 0xFF):
+                flip(file, position, mask)
+                found = wrong(checkpoint)
+                faults += [f"{file.name}[{position}]: {fault}" for fault in found]
+                flip(file, position, mask)
+
+    assert faults == []
+
+
+def test_truncated_file(checkpoint):
+    """A file cut short anywhere is an error of ours, or every value is right."""
+    faults = []
+    for number, file in enumerate(files_of(checkpoint)):
+        content = file.read_bytes()
+        for length in some_positions(len(content), 4, number):
+            file.write_bytes(content[:length])
+            faults += [f"{file.name}[:{length}]: {f}" for f in wrong(checkpoint)]
+        file.write_bytes(content)
+
+    assert faults == []
+
+
+def test_removed_file(checkpoint):
+    """A file that is gone is an error of ours, or every value is right."""
+    faults = []
+    for file in files_of(checkpoint):
+        content = file.read_bytes()
+        file.unlink()
+        faults += [f"{file.name}: {fault}" for fault in wrong(checkpoint)]
+        file.write_bytes(content)
+
+    assert faults == []
+
+
+def test_appended_bytes(checkpoint):
+    """A file with something behind it is an error of ours, or every value is right."""
+    faults = []
+    for file in files_of(checkpoint):
+        content = file.read_bytes()
+        file.write_bytes(content + b"\0more")
+        faults += [f"{file.name}: {fault}" for fault in wrong(checkpoint)]
+        file.write_bytes(content)
+
+    assert faults == []
+
+
+def test_swapped_files(checkpoint):
+    """Two files of one item that changed places are found."""
+    faults = []
+    files = files_of(checkpoint / "state")
+    for first, second in itertools.pairwise(files):
+        contents = first.read_bytes(), second.read_bytes()
+        first.write_bytes(contents[1])
+        second.write_bytes(contents[0])
+        faults += [f"{first.name}, {second.name}: {f}" for f in wrong(checkpoint)]
+        first.write_bytes(contents[0])
+        second.write_bytes(contents[1])
+
+    assert faults == []
+
+
+def test_two_chunks_swapped(tmp_path):
+    """Chunks of one shape that changed places are found, and named."""
+    arrays = {"a": np.arange(16.0), "b": -np.arange(16.0)}
+    stowax.save(tmp_path / "checkpoint", arrays)
+    file = tmp_path / "checkpoint/state/d/data-0"
+    content = file.read_bytes()
+    a, b = (content.index(array.tobytes()) for array in arrays.values())
+    swapped = bytearray(content)
+    swapped[a : a + 132], swapped[b : b + 132] = (
+        content[b : b + 132],
+        content[a : a + 132],
+    )  # With the checksum that zarr keeps behind each.
+    assert bytes(swapped) != content
+    file.write_bytes(swapped)
+
+    with pytest.raises(CorruptCheckpointError, match=r"leaf '(a|b)'") as caught:
+        stowax.load(tmp_path / "checkpoint")
+
+    assert str(file) in str(caught.value)
+    for name in arrays:
+        target = dict.fromkeys(arrays, ...) | {name: arrays[name]}
+        with pytest.raises(CorruptCheckpointError, match=f"leaf '{name}'"):
+            stowax.load(tmp_path / "checkpoint", target)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["d/data-0"],
+        ["stowax.chunks.0"],
+        ["d/data-0", "stowax.chunks.0"],
+        ["d/data-0", "stowax.chunks.0", "stowax.manifest"],
+    ],
+)
+def test_files_of_another_checkpoint(tmp_path, names):
+    """Files of a checkpoint of the same shapes, each whole, are not taken for ours."""
+    for number in range(2):
+        tree = {"w": np.full((4, 4), number), "b": np.full(3, number)}
+        stowax.save(tmp_path / str(number), tree)
+    for name in names:
+        shutil.copy(tmp_path / "1/state" / name, tmp_path / "0/state" / name)
+
+    with pytest.raises(CorruptCheckpointError, match=str(tmp_path / "0/state")):
+        stowax.load(tmp_path / "0")
+
+
+def test_damaged_data_names_leaf_and_file(checkpoint):
+    """The error says which leaf, which part of it, which file, and the way out."""
+    file = checkpoint / "state/d/data-0"
+    content = file.read_bytes()
+    flip(file, content.index(np.asarray(state()["host"]).tobytes()), 1)
+
+    with pytest.raises(CorruptCheckpointError, match="leaf 'host'") as caught:
+        stowax.load(checkpoint)
+
+    assert str(file) in str(caught.value)
+    assert "[0:3, 0:2]" in str(caught.value)
+    assert "IntegrityOptions(verify=False)" in str(caught.value)
+    target = {**dict.fromkeys(state(), ...), "w": state()["w"]}
+    assert differences(state()["w"], stowax.load(checkpoint, target)["w"]) == []
+
+
+def test_damaged_data_without_verification(checkpoint):
+    """With `verify=False` the bytes come as they are; the other leaves are right."""
+    file = checkpoint / "state/d/data-0"
+    content = file.read_bytes()
+    flip(file, content.index(np.asarray(state()["host"]).tobytes()), 1)
+
+    with context(verify=False):
+        loaded = stowax.load(checkpoint)
+
+    wrong_leaf = np.asarray(state()["host"]).copy()
+    wrong_leaf.view(np.uint8)[0, 0] ^= 1
+    expected = plain({**state(), "host": wrong_leaf})
+    assert differences(expected, loaded) == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["stowax.json"],
+        ["state/stowax.manifest"],
+        ["stowax.json", "state/stowax.manifest"],
+        ["state/stowax.chunks.0"],
+        ["stowax.json", "state/stowax.manifest", "state/stowax.chunks.0"],
+    ],
+    ids=" ".join,
+)
+def test_our_records_removed(checkpoint, names):
+    """Without our records it is an error, never a load without checksums.
+
+    With `verify=False` the documents of Orbax say what there is.
+    """
+    for name in names:
+        (checkpoint / name).unlink()
+
+    with pytest.raises(CorruptCheckpointError, match="verify=False") as caught:
+        stowax.load(checkpoint)
+    assert str(checkpoint) in str(caught.value)
+    with context(verify=False):
+        assert differences(plain(state()), stowax.load(checkpoint)) == []
+
+
+@pytest.mark.parametrize("name", ["stowax.json", "state/stowax.manifest"])
+def test_our_records_damaged_without_verification(checkpoint, name):
+    """With `verify=False`, damaged records are passed over."""
+    flip(checkpoint / name, 5, 0xFF)
+
+    with context(verify=False):
+        assert differences(plain(state()), stowax.load(checkpoint)) == []
+
+
+def test_record_of_a_newer_release(checkpoint):
+    """A format that this release does not know is refused, with the cure."""
+    from stowax._codecs._checksum import seal, unseal
+
+    document = unseal((checkpoint / "stowax.json").read_bytes())
+    document["version"] += 1
+    (checkpoint / "stowax.json").write_bytes(seal(document))
+
+    with pytest.raises(CorruptCheckpointError, match="pip install --upgrade stowax"):
+        stowax.load(checkpoint)
+
+
+@pytest.mark.parametrize("item", ["notes", "config"])
+def test_item_deleted_with_orbax(checkpoint, item):
+    """An item that Orbax deleted is missed; with `verify=False` the rest is loaded."""
+    orbax.v1.delete(checkpoint, checkpointable_name=item)
+
+    with pytest.raises(CorruptCheckpointError, match=item) as caught:
+        stowax.load(checkpoint)
+    assert "deleting an item with Orbax" in str(caught.value)
+    with context(verify=False):
+        assert differences(plain(state()), stowax.load(checkpoint)) == []
+        targets = {name: None for name in ("state", "config") if name != item}
+        loaded = stowax.load_checkpointables(checkpoint, targets)
+        assert loaded.keys() == targets.keys()
+        assert item not in stowax.load_checkpointables(checkpoint)
+
+
+def test_item_added(checkpoint):
+    """A tree that was put there later is not loaded as if it were verified."""
+    shutil.copytree(checkpoint / "state", checkpoint / "other")
+
+    with pytest.raises(CorruptCheckpointError, match="other"):
+        stowax.load(checkpoint, checkpointable_name="other")
+
+
+def test_names_never_lead_out(checkpoint):
+    """A manifest that names files elsewhere is refused, even with right checksums."""
+    from stowax._codecs._checksum import seal, unseal
+
+    secret = checkpoint.parent / "secret"
+    secret.write_bytes(b"secret")
+    for name in ("../secret", str(secret), "state/../../secret"):
+        document = unseal((checkpoint / "stowax.json").read_bytes())
+        document["manifests"][f"{name}/stowax.manifest"] = [6, "00000000"]
+        (checkpoint / "stowax.json").write_bytes(seal(document))
+
+        with pytest.raises(StowaxError):
+            stowax.load(checkpoint, checkpointable_name=name)
+
+
+def test_moved_checkpoint(checkpoint):
+    """A checkpoint may be moved or copied as a directory."""
+    moved = checkpoint.rename(checkpoint.parent / "elsewhere")
+
+    assert wrong(moved) == []
+    load_all(moved)
+
+
+def test_read_only_checkpoint(checkpoint):
+    """A load needs no permission to write."""
+    for path in (checkpoint, *checkpoint.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        assert wrong(checkpoint) == []
+        load_all(checkpoint)
+    finally:
+        for path in (checkpoint, *checkpoint.rglob("*")):
+            if path.is_dir():
+                os.chmod(path, 0o755)

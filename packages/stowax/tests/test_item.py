@@ -1,0 +1,163 @@
+"""One tree item: staged, written, planned, loaded, without any checkpoint around it."""
+
+import asyncio
+
+import jax
+import numpy as np
+import pytest
+from sample_trees import bits, differences, shardings
+
+from stowax._box import whole
+from stowax._context import Context
+from stowax._formats._detect import open_tree
+from stowax._item import (
+    complete_items,
+    metadata_tree,
+    plan_load,
+    stage_item,
+    told_parts,
+    write_part,
+)
+from stowax._operation import Operation, in_place
+from stowax._processes import OneProcess
+from stowax.errors import TreeError, TreeMismatchError
+from stowax.options import FileOptions
+from stowax.testing import MemoryStore
+
+ONE = OneProcess()
+
+
+def operation(store) -> Operation:
+    """An operation on the directory /item of a store."""
+    return in_place("/item", Context(file=FileOptions(store=store)).settings())
+
+
+def saved(tree):
+    """Writes a tree to a store; returns the operation and the open item."""
+    current = operation(MemoryStore())
+
+    async def there():
+        staged = stage_item(tree, ONE, borrow=True)
+        await write_part(staged, "/item", current)
+        await complete_items(current, [told_parts(current)])
+        return await open_tree(current.store, "/item", {}, verify=True)
+
+    return current, current.runtime.run(there())
+
+
+def plan(item, target, *, has_target=True, partial=False):
+    """Plans a load."""
+    return plan_load(
+        item, target, has_target=has_target, partial=partial, processes=ONE
+    )
+
+
+def test_an_item_is_complete_by_itself():
+    """Manifest, table, documents and data are there; the operation knows them all."""
+    current, item = saved({"w": bits("float32", (3,)), "s": "text"})
+
+    names = {
+        *("_METADATA", "_strings.json", "d", "manifest.ocdbt"),
+        *("stowax.chunks.0", "stowax.manifest"),
+    }
+    entries = current.runtime.run(current.store.list("/item"))
+    assert {entry.name for entry in entries} == names
+    _, covered = current.manifests["/item"]
+    assert covered == (names - {"d", "stowax.manifest"}) | {"d/index", "d/data-0"}
+    assert [leaf.name for leaf in item.manifest.leaves] == ["s", "w"]
+
+
+def test_without_arrays_there_are_no_data_files():
+    """An item of strings alone is made of documents alone."""
+    current, item = saved({"s": "text"})
+
+    entries = current.runtime.run(current.store.list("/item"))
+    assert not any(entry.is_directory for entry in entries)
+    assert plan(item, None, has_target=False).finish() == {"s": "text"}
+
+
+def test_staging_copies_what_may_change():
+    """Unless it may be borrowed, host memory is copied; arrays of JAX never."""
+    array = np.arange(4.0)
+
+    copied = stage_item({"a": array}, ONE, borrow=False).parts[0, whole((4,))]
+    borrowed = stage_item({"a": array}, ONE, borrow=True).parts[0, whole((4,))]
+
+    assert not np.shares_memory(copied, array)
+    assert np.shares_memory(borrowed, array)
+
+
+def test_every_shard_is_staged_once():
+    """Of a replicated array one replica of every part is staged."""
+    array = jax.device_put(bits("int16", (8, 16)), shardings()["half"])
+
+    staged = stage_item(array, ONE, borrow=True)
+
+    assert sorted(box.start for _, box in staged.parts) == [(0, 0), (4, 0)]
+    assert sum(part.size for part in staged.parts.values()) == array.size
+
+
+def test_nothing_is_staged_of_a_bad_tree():
+    """A tree that cannot be saved as a whole is refused as a whole."""
+    for tree in (None, {"a": object()}, {"a.b": 1, "a": {"b": 2}}):
+        with pytest.raises(TreeError):
+            stage_item(tree, ONE, borrow=True)
+
+
+def test_plan_reads_only_what_is_needed():
+    """Requests are made for the parts that the target wants, and for no others."""
+    _, item = saved({"a": bits("float32", (4,)), "b": bits("float32", (8,)), "c": "x"})
+
+    planned = plan(item, {"a": ..., "b": np.zeros(8, np.float32), "c": str})
+
+    assert [(r.leaf, r.box) for r in planned.requests] == [(1, whole((8,)))]
+    assert planned.narrowed == ()
+
+
+def test_plan_lists_narrowed_leaves():
+    """The leaves that lose range or kind are listed, with what they lose."""
+    _, item = saved({"a": bits("float32", (4,)), "b": bits("int8", (8,))})
+
+    planned = plan(item, {"a": np.zeros(4, np.int8), "b": np.zeros(8, np.int16)})
+
+    assert planned.narrowed == ("a: float32 to int8 drops fractions",)
+
+
+def test_finish_converts_and_places():
+    """Once the requests are filled, the tree is built of the converted values."""
+    host = np.array([1.0, -2.0, 3.5], np.float32)
+    current, item = saved({"a": host, "n": 3})
+    asked = {"a": jax.ShapeDtypeStruct((3,), np.float16), "n": float}
+
+    planned = plan(item, asked)
+    current.runtime.run(item.source.read(planned.requests))
+
+    expected = {"a": jax.device_put(host.astype(np.float16)), "n": 3.0}
+    assert differences(expected, planned.finish()) == []
+
+
+def test_mismatch_names_the_item():
+    """The error names the directory."""
+    _, item = saved({"a": 1})
+
+    with pytest.raises(TreeMismatchError, match="/item"):
+        plan(item, {"b": 1})
+
+
+def test_metadata_tree():
+    """The tree of what is stored, without values."""
+    _, item = saved({"a": bits("int8", (2,)), "b": [1, "text", None]})
+
+    found = metadata_tree(item)
+
+    assert found["a"].shape == (2,)
+    assert found["b"] == [0, "string", None]
+
+
+def test_runs_outside_of_the_engine():
+    """Planning and finishing need no loop."""
+    _, item = saved({"s": "text"})
+
+    with pytest.raises(RuntimeError):
+        asyncio.get_running_loop()
+    assert plan(item, {"s": str}).finish() == {"s": "text"}

@@ -1,0 +1,83 @@
+"""Arrays come to the host and go to devices whole, sharing memory where they can."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+from sample_trees import JAX_DTYPES, OWN_DTYPES, bits, differences, mesh
+
+from stowax._sharding import boxes_by_device
+from stowax._transfer import (
+    ALIGNMENT_BYTES,
+    allocate,
+    to_default_device,
+    to_devices,
+    to_host,
+)
+
+
+@pytest.mark.parametrize("name", [*JAX_DTYPES, *OWN_DTYPES])
+def test_there_and_back(name):
+    """Every dtype keeps its bits on the way to a device and back."""
+    host = bits(name, (3, 5))
+
+    (found,) = to_host([to_default_device(host)])
+
+    assert differences(host, found) == []
+
+
+def test_host_arrays_pass():
+    """An array that is on the host already is not copied."""
+    host = np.arange(3)
+
+    (found,) = to_host([host])
+
+    assert found is host
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (7, 3), (1 << 16,)], ids=str)
+@pytest.mark.parametrize("name", ["bool", "bfloat16", "float64", "int4"])
+def test_allocate(shape, name):
+    """Host memory is aligned for devices to adopt, contiguous and writable."""
+    memory = allocate(shape, bits(name, ()).dtype)
+
+    assert memory.shape == shape
+    assert memory.ctypes.data % ALIGNMENT_BYTES == 0 or not memory.size
+    assert memory.flags.c_contiguous
+    assert memory.flags.writeable
+
+
+def test_memory_is_adopted():
+    """On CPU, a device takes the memory as it is."""
+    memory = allocate((1024,), np.dtype(np.float32))
+    memory[:] = 1
+
+    array = to_default_device(memory)
+
+    assert array.unsafe_buffer_pointer() == memory.ctypes.data
+
+
+@pytest.mark.parametrize(
+    "sharding",
+    [
+        lambda: NamedSharding(mesh(4, 2), P("x", "y")),
+        lambda: NamedSharding(mesh(4, 2), P("y")),
+        lambda: NamedSharding(mesh(8), P()),
+        lambda: SingleDeviceSharding(jax.devices()[3]),
+        lambda: SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host"),
+    ],
+)
+def test_to_devices(sharding):
+    """Parts become one array under its sharding, memory kind included."""
+    sharding, host = sharding(), bits("int32", (8, 4))
+    boxes = boxes_by_device(sharding, host.shape)
+    parts = {
+        box: host[tuple(map(slice, box.start, box.stop))] for box in boxes.values()
+    }
+
+    array = to_devices(host.shape, sharding, boxes, parts, host.dtype)
+
+    assert array.sharding == sharding
+    assert array.sharding.memory_kind == sharding.memory_kind
+    assert np.asarray(array).tolist() == host.tolist()
