@@ -64,6 +64,29 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def wheels(session: nox.Session) -> None:
+    """Build the four wheels, and import what is in them, not what is beside them."""
+    folder = session.create_tmp()
+    sources = [f"./packages/{package.partition('[')[0]}" for package in PACKAGES]
+    session.run(
+        "python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, *sources
+    )
+    built = sorted(str(path) for path in Path(folder).glob("*.whl"))
+    _install(session, "--force-reinstall", "--no-deps", *built)
+    _install(session, *built)
+    modules = [package.partition("[")[0].replace("-", "_") for package in PACKAGES]
+    check = (
+        "import importlib, pathlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    module = importlib.import_module(name)\n"
+        "    folder = pathlib.Path(module.__file__).parent\n"
+        "    assert 'site-packages' in folder.parts, folder\n"
+        "    assert (folder / 'py.typed').exists(), folder\n"
+    )
+    session.run("python", "-c", check, *modules)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Run the code blocks of README and docs, and follow their links."""
     _install_tests(session)

@@ -43,6 +43,7 @@ LAYERS = {
     "_plan": 3,
     # movers
     "_budget": 4,
+    "_digest": 4,
     "_engine": 4,
     "_response": 4,
     "_stores": 4,
@@ -60,6 +61,7 @@ LAYERS = {
     # operations
     "_commit": 8,
     "_delete": 8,
+    "_deprecated": 9,
     "_inspect": 8,
     "_load": 8,
     "_save": 8,

@@ -25,6 +25,11 @@ from stowax import tree as tree
 from stowax._context import Context as Context
 from stowax._delete import delete as delete
 from stowax._delete import delete_async as delete_async
+from stowax._deprecated import load_pytree as load_pytree
+from stowax._deprecated import load_pytree_async as load_pytree_async
+from stowax._deprecated import pytree_metadata as pytree_metadata
+from stowax._deprecated import save_pytree as save_pytree
+from stowax._deprecated import save_pytree_async as save_pytree_async
 from stowax._handlers._base import CheckpointableHandler as CheckpointableHandler
 from stowax._handlers._base import StatefulCheckpointable as StatefulCheckpointable
 from stowax._inspect import checkpointables_metadata as checkpointables_metadata
@@ -42,15 +47,21 @@ from stowax._save import save as save
 from stowax._save import save_async as save_async
 from stowax._save import save_checkpointables as save_checkpointables
 from stowax._save import save_checkpointables_async as save_checkpointables_async
+from stowax.handlers import AbstractCheckpointable as AbstractCheckpointable
+from stowax.handlers import Checkpointable as Checkpointable
 from stowax.tree import PLACEHOLDER as PLACEHOLDER
+from stowax.tree import PyTreeMetadata as PyTreeMetadata
 
 __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
+    "AbstractCheckpointable",
     "AsyncResponse",
     "CheckpointMetadata",
+    "Checkpointable",
     "CheckpointableHandler",
     "Context",
     "OpaqueCheckpointable",
     "PLACEHOLDER",
+    "PyTreeMetadata",
     "StatefulCheckpointable",
     "adapters",
     "arrays",
@@ -64,14 +75,19 @@ __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
     "load_async",
     "load_checkpointables",
     "load_checkpointables_async",
+    "load_pytree",
+    "load_pytree_async",
     "metadata",
     "multihost",
     "options",
     "path",
+    "pytree_metadata",
     "save",
     "save_async",
     "save_checkpointables",
     "save_checkpointables_async",
+    "save_pytree",
+    "save_pytree_async",
     "training",
     "tree",
 ]

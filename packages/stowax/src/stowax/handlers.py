@@ -1,5 +1,7 @@
 """Handlers: who saves and loads which checkpointable."""
 
+from typing import Any as _Any
+
 from stowax._handlers._base import CheckpointableHandler as CheckpointableHandler
 from stowax._handlers._base import StatefulCheckpointable as StatefulCheckpointable
 from stowax._handlers._json import JsonHandler as JsonHandler
@@ -12,7 +14,15 @@ from stowax._handlers._registry import local_registry as local_registry
 from stowax._handlers._registry import register_handler as register_handler
 from stowax._public import claim as _claim
 
+Checkpointable = _Any
+"""Whatever a handler can save."""
+
+AbstractCheckpointable = _Any
+"""Whatever says what to load: an abstract state, an object to load into, or None."""
+
 __all__ = [
+    "AbstractCheckpointable",
+    "Checkpointable",
     "CheckpointableHandler",
     "CheckpointableHandlerRegistry",
     "JsonHandler",

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from stowax._context import current_settings
 from stowax._operation import runtime_of
+from stowax.errors import UnsupportedOptionError
 
-__all__ = ["is_primary_host", "process_count", "process_index"]
+__all__ = [
+    "is_pathways_backend",
+    "is_primary_host",
+    "process_count",
+    "process_index",
+    "sync_global_processes",
+]
 
 
 def process_index() -> int:
@@ -42,3 +51,45 @@ def is_primary_host(primary_host: int | None = 0) -> bool:
         True
     """
     return primary_host is None or process_index() == primary_host
+
+
+def sync_global_processes(
+    key: str,
+    *,
+    operation_id: str,
+    timeout: float | None = None,
+    processes: Collection[int] | None = None,
+) -> None:
+    """Waits until all processes of the run have come to the same point.
+
+    Args:
+        key: Names the point.
+        operation_id: Names the operation; together with `key` used once.
+        timeout: How long to wait, in seconds; None: `AsyncOptions.timeout_secs`.
+        processes: Must be None: some of the processes cannot meet alone yet.
+
+    Raises:
+        DeadlineError: Names the processes that did not come.
+
+    Example:
+        >>> import stowax
+        >>> stowax.multihost.sync_global_processes("loaded", operation_id="run-1")
+    """
+    if processes is not None:
+        raise UnsupportedOptionError("`processes` must be None in this version")
+    settings = current_settings()
+    runtime = runtime_of(settings)
+    timeout_secs = settings.timeout_secs if timeout is None else timeout
+    name = f"{settings.barrier_prefix}{operation_id}/{key}"
+    runtime.run(runtime.processes.barrier(name, timeout_secs=timeout_secs))
+
+
+def is_pathways_backend() -> bool:
+    """Whether JAX runs under Pathways, which this library does not support.
+
+    Example:
+        >>> import stowax
+        >>> stowax.multihost.is_pathways_backend()
+        False
+    """
+    return False

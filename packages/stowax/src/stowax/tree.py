@@ -35,12 +35,16 @@ __all__ = [  # noqa: RUF022 - by code point, as in every public module
     "PyTree",
     "PyTreeKey",
     "PyTreeKeyPath",
+    "PyTreeMetadata",
     "PyTreeOf",
     "merge",
 ]
 
 PLACEHOLDER: Final[EllipsisType] = ...
 """Stands for a leaf of an abstract tree that is not to be loaded."""
+
+PyTreeMetadata: TypeAlias = Any
+"""What `stowax.metadata` shows of a tree: the tree, with facts in place of values."""
 
 Scalar: TypeAlias = int | float | bool | np.number | bytes
 """A leaf without a shape."""
