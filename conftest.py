@@ -1,6 +1,11 @@
 """What holds in every test and doctest of the repository."""
 
 import os
+import signal
+
+# A shell ignores Ctrl-C for what it starts in the background, and so would the tests
+# of it; they would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before the first import of jax, also where pytest is called without nox.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
