@@ -15,6 +15,7 @@ from orbax.checkpoint import v1 as orbax
 import stowax
 import stowax_grain
 from stowax import errors
+from stowax.testing import SimulatedCluster
 
 SEEN = 5
 
@@ -353,11 +354,29 @@ def test_another_number_of_processes_is_refused(tmp_path):
         _load_alone(tmp_path, iter(_range()), process_index=0, process_count=1)
 
 
-def test_the_process_is_read_from_jax(tmp_path):
-    """Without arguments, the one process of this test is process 0 of 1."""
+def test_one_process_is_process_0_of_1(tmp_path):
+    """Without arguments, the one process of this test is read from JAX."""
     _save_alone(tmp_path, iter(_range()))
 
     assert (tmp_path / "process_0-of-1.json").exists()
+
+
+def test_the_process_is_that_of_the_run(tmp_path):
+    """Without arguments, the Context's runtime says which process this is."""
+    with SimulatedCluster(2, devices=jax.devices()[:2]) as cluster:
+
+        def save(index):
+            with stowax.Context(runtime=cluster.runtimes[index]):
+                wrapped = stowax_grain.Iterator(iter(_range()))
+                stowax.save_checkpointables(tmp_path / "c", {"data": wrapped})
+
+        cluster.run(save)
+
+    assert sorted(path.name for path in (tmp_path / "c" / "data").iterdir()) == [
+        "data.json",
+        "process_0-of-2.json",
+        "process_1-of-2.json",
+    ]
 
 
 @pytest.mark.parametrize(

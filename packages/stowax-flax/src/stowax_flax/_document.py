@@ -24,8 +24,14 @@ from typing import Any
 
 from flax import nnx
 
-from stowax.adapters import KeyPath, StoredName, corrupt_document, note_of, stored_name
-from stowax.path import Path
+from stowax.adapters import (
+    StoredItem,
+    StoredName,
+    corrupt_document,
+    note_of,
+    parse_leaves,
+    parse_path,
+)
 
 from . import _compat
 from ._walk import AliasGroups, Held, alias_groups, type_name
@@ -58,25 +64,24 @@ def describe(
     }
 
 
-def parse(where: Path, document: Mapping[str, Any]) -> Document:
-    """Reads what `describe` wrote.
+def parse(stored: StoredItem) -> Document | None:
+    """Reads what `describe` wrote; None if the item has no document.
 
     Raises:
         CorruptCheckpointError: Anything is missing or of another type.
     """
+    if stored.document is None:
+        return None
     try:
         return Document(
-            leaves={
-                stored_name(_path(entry["path"])): _checked(entry)
-                for entry in document["leaves"]
-            },
+            leaves=parse_leaves(stored.document["leaves"], optional={"variable": str}),
             aliases=tuple(
-                tuple(_path(path) for path in group) for group in document["aliases"]
+                tuple(map(parse_path, group)) for group in stored.document["aliases"]
             ),
         )
     except (KeyError, TypeError) as error:
         raise corrupt_document(
-            where / NAME, f"an entry is not as expected ({error})"
+            stored.directory / NAME, f"an entry is not as expected ({error})"
         ) from error
 
 
@@ -112,19 +117,3 @@ def _is_plain(value: Any) -> bool:
                 map(_is_plain, value.values())
             )
     return False
-
-
-def _path(document: Any) -> KeyPath:
-    if not isinstance(document, list):
-        raise TypeError(f"{document!r} is no path")
-    if wrong := [key for key in document if type(key) not in (str, int)]:
-        raise TypeError(f"{wrong[0]!r} is no key of a path")
-    return tuple(document)
-
-
-def _checked(entry: Any) -> Mapping[str, Any]:
-    kinds = {"variable": str, "prng_impl": str, "python": str, "weak": bool}
-    for name, kind in kinds.items():
-        if name in entry and type(entry[name]) is not kind:
-            raise TypeError(f"{name} is {entry[name]!r}")
-    return entry

@@ -17,14 +17,15 @@ from stowax.adapters import (
     StoredItem,
     StoredName,
     abstract_leaf,
+    same_class,
     show_path,
     stored_form,
     stored_name,
+    tree_mismatch,
 )
-from stowax.errors import TreeMismatchError
 
 from ._document import Document
-from ._walk import AliasGroups, Held, equivalent_paths, same_type
+from ._walk import AliasGroups, Held, equivalent_paths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +93,13 @@ def plan_load(
         form = stored_form(stored.leaves[name], known.leaves.get(name, {}))
         problems.append(f"{show_path(name)}   not in the module   stored {form}")
     if problems:
-        raise _mismatch(stored, problems, sum(len(held.leaves) for held in selected))
+        count = sum(len(held.leaves) for held in selected)
+        raise tree_mismatch(
+            stored,
+            f"the module ({count} leaves)",
+            problems,
+            "Load a part with `stowax_flax.Module(module, only=...)`",
+        )
     return LoadPlan(directory=str(stored.directory), targets=tuple(targets))
 
 
@@ -122,7 +129,7 @@ def _problems(
         if document is None:
             continue
         variable = note.get("variable")
-        if not same_type(variable, held.type_name):
+        if not same_class(variable, held.type_name, library="flax.nnx"):
             problems.append(
                 f"{show_path(path)}   asked {held.type_name or 'a plain array'}   "
                 f"stored {variable or 'a plain array'}"
@@ -137,18 +144,3 @@ def _names(everything: Iterable[Held], groups: AliasGroups) -> set[StoredName]:
         for path, _, _ in held.leaves
         for equivalent in equivalent_paths(path, groups)
     }
-
-
-def _mismatch(
-    stored: StoredItem, problems: Sequence[str], leaves: int
-) -> TreeMismatchError:
-    lines = sorted(set(problems))
-    return TreeMismatchError(
-        f"{len(lines)} problem(s) between the module ({leaves} leaves) and the "
-        f"checkpoint at {stored.directory}:\n"
-        + "\n".join(f"  {line}" for line in lines)
-        + "\nThe module was not changed. Load a part with "
-        "`stowax_flax.Module(module, only=...)`, or the plain tree with "
-        "`stowax.load(path, checkpointable_name=...)`.",
-        lines,
-    )

@@ -112,10 +112,9 @@ class Module:
             CorruptCheckpointError: `nnx.json` is damaged.
         """
         stored = await open_item(directory, _document.NAME, _document.KIND)
-        known = stored.document
         plan = plan_load(
             stored,
-            None if known is None else _document.parse(directory, known),
+            _document.parse(stored),
             selected=walk(self._module, self._filter),
             everything=walk(self._module),
             live_groups=alias_groups(self._module),

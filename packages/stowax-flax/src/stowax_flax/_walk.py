@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from stowax.adapters import Form, KeyPath, flatten, form_of, show_path
+from stowax.adapters import Form, KeyPath, class_name, flatten, form_of, show_path
 from stowax.errors import UnsupportedLeafError
 
 from . import _compat
@@ -83,22 +83,7 @@ def equivalent_paths(path: KeyPath, groups: AliasGroups) -> Iterator[KeyPath]:
 
 def type_name(cls: type) -> str:
     """`flax.nnx:Param`, `my.models:EMA`: one name, wherever Flax keeps the class."""
-    home = cls.__module__
-    home = "flax.nnx" if home == "flax.nnx" or home.startswith("flax.nnx.") else home
-    return f"{home}:{cls.__qualname__}"
-
-
-def same_type(stored: str | None, live: str | None) -> bool:
-    """Whether two names mean one type; a class of the user's may have moved."""
-    if stored is None or live is None or stored == live:
-        return stored == live
-    if stored.startswith("flax.nnx:") or live.startswith("flax.nnx:"):
-        return False
-    return _class_of(stored) == _class_of(live)
-
-
-def _class_of(name: str) -> str:
-    return name.partition(":")[2].rpartition("<locals>.")[2]
+    return class_name(cls, "flax.nnx")
 
 
 def _held(path: KeyPath, node: Any) -> Held:

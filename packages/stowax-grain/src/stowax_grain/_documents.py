@@ -58,15 +58,14 @@ class Position:
 
 
 def write_position(directory: Path, documents: dict[str, str]) -> None:
-    """Writes encoded documents into `directory`, each whole or not at all."""
+    """Writes encoded documents into `directory`."""
+    # Straight under their names: until all is published, nobody reads them.
     for name, text in documents.items():
-        draft = directory / f".{name}.draft"
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(directory / name)
+        (directory / name).write_text(text, encoding="utf-8")
 
 
-def encode_position(position: Position) -> dict[str, str]:
-    """Encodes what this process has to write; the first one writes the index too."""
+def encode_position(position: Position, *, is_primary: bool) -> dict[str, str]:
+    """Encodes what this process has to write; the primary one writes the index too."""
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -81,7 +80,7 @@ def encode_position(position: Position) -> dict[str, str]:
         "state": encode_state(position.state),
     }
     documents = {_process_name(position.process_index, position.process_count): own}
-    if position.process_index == 0:
+    if is_primary:
         documents[INDEX_NAME] = about
     return {
         name: json.dumps(document, indent=2) + "\n"

@@ -15,9 +15,8 @@ from collections.abc import Awaitable
 from typing import Any, Literal
 
 import grain
-import jax
 
-from stowax import errors
+from stowax import errors, multihost
 from stowax.path import Path, PathAwaitingCreation
 from stowax_grain._documents import (
     Kind,
@@ -47,9 +46,10 @@ class Iterator:
             the data; loads with another tag are refused.
         check: What to do when the pipeline is not the one that was saved: `"error"`
             raises, `"warn"` warns and loads, `"off"` does not look.
-        process_index: Which of the processes that read the data this is. Read from JAX
-            when the object is made, so initialise `jax.distributed` before.
-        process_count: How many processes read the data.
+        process_index: Which of the processes that read the data this is. By default
+            `stowax.multihost.process_index()`, asked when the object is made; so
+            initialise `jax.distributed` before.
+        process_count: How many processes read the data; by default all of the run.
 
     Example:
         >>> import grain, stowax, stowax_grain
@@ -83,8 +83,8 @@ class Iterator:
             )
         if check not in ("error", "warn", "off"):
             raise ValueError(f'check must be "error", "warn" or "off", not {check!r}')
-        index = jax.process_index() if process_index is None else process_index
-        count = jax.process_count() if process_count is None else process_count
+        index = multihost.process_index() if process_index is None else process_index
+        count = multihost.process_count() if process_count is None else process_count
         if not 0 <= index < count:
             raise ValueError(f"process_index {index} is not one of {count} processes")
         self._iterator = iterator
@@ -103,7 +103,9 @@ class Iterator:
             stowax.errors.UnsupportedLeafError: The state of a custom iterator holds a
                 value that JSON cannot say exactly.
         """
-        documents = encode_position(self._position())
+        documents = encode_position(
+            self._position(), is_primary=multihost.is_primary_host()
+        )
 
         async def write() -> None:
             write_position(await directory.await_creation(), documents)

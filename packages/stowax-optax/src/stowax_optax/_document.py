@@ -17,8 +17,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stowax.adapters import StoredName, corrupt_document, note_of, stored_name
-from stowax.path import Path
+from stowax.adapters import (
+    StoredItem,
+    StoredName,
+    check_type,
+    corrupt_document,
+    note_of,
+    parse_leaves,
+)
 
 from ._walk import OwnedLeaf
 
@@ -53,45 +59,23 @@ def describe(leaves: Sequence[OwnedLeaf], tag: str | None) -> dict[str, Any]:
     }
 
 
-def parse(where: Path, document: Mapping[str, Any]) -> Document:
-    """Reads what `describe` wrote.
+def parse(stored: StoredItem) -> Document | None:
+    """Reads what `describe` wrote; None if the item has no document.
 
     Raises:
         CorruptCheckpointError: Anything is missing or of another type.
     """
+    if stored.document is None:
+        return None
     try:
-        _check(document, {"tag": str})
-        return Document(
-            tag=document["tag"],
-            leaves={
-                _name(entry["path"]): _entry(entry) for entry in document["leaves"]
-            },
+        tag = stored.document["tag"]
+        check_type("tag", tag, str | None)
+        leaves = parse_leaves(
+            stored.document["leaves"],
+            required={"owner": str | None, "field": str | None, "param": list | None},
         )
+        return Document(tag=tag, leaves=leaves)
     except (KeyError, TypeError) as error:
         raise corrupt_document(
-            where / NAME, f"an entry is not as expected ({error})"
+            stored.directory / NAME, f"an entry is not as expected ({error})"
         ) from error
-
-
-def _name(path: Any) -> StoredName:
-    if not isinstance(path, list) or any(type(k) not in (str, int) for k in path):
-        raise TypeError(f"{path!r} is no path")
-    return stored_name(tuple(path))
-
-
-def _entry(entry: Any) -> Mapping[str, Any]:
-    if absent := {"owner", "field", "param"} - set(entry):
-        raise KeyError(*sorted(absent))
-    _check(
-        entry,
-        {"owner": str, "field": str, "param": list}
-        | {"prng_impl": str, "python": str, "weak": bool},
-    )
-    return entry
-
-
-def _check(document: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
-    for name, kind in kinds.items():
-        value = document.get(name)
-        if value is not None and type(value) is not kind:
-            raise TypeError(f"{name} is {value!r}")

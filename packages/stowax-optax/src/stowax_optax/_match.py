@@ -12,14 +12,15 @@ from stowax.adapters import (
     StoredItem,
     StoredName,
     abstract_leaf,
+    same_class,
     show_path,
     stored_form,
     stored_name,
+    tree_mismatch,
 )
-from stowax.errors import TreeMismatchError
 
 from ._document import Document
-from ._walk import OwnedLeaf, same_type
+from ._walk import OwnedLeaf
 
 STEP: StoredName = ("step",)
 """The counter of an `nnx.Optimizer`, for which a bare optimizer state has no place."""
@@ -64,7 +65,12 @@ def plan_requests(
         by = f" of {owner}" if owner else ""
         problems.append(f"{show_path(name)}   not in the optimizer   stored {form}{by}")
     if problems:
-        raise _mismatch(stored, problems, len(leaves))
+        raise tree_mismatch(
+            stored,
+            f"the optimizer ({len(leaves)} leaves)",
+            problems,
+            "Build the optimizer that was saved",
+        )
     return requests
 
 
@@ -74,20 +80,7 @@ def _owned(leaf: OwnedLeaf) -> str:
 
 def _owner_clash(leaf: OwnedLeaf, entry: Mapping[str, Any]) -> str | None:
     owner, field = entry.get("owner"), entry.get("field")
-    if same_type(owner, leaf.owner) and field == leaf.field:
+    # Transforms of Optax move from contrib to the core without a change of state.
+    if same_class(owner, leaf.owner, library="optax") and field == leaf.field:
         return None
     return f"asked {leaf.owner}.{leaf.field}   stored {owner}.{field}"
-
-
-def _mismatch(
-    stored: StoredItem, problems: Sequence[str], leaves: int
-) -> TreeMismatchError:
-    lines = sorted(problems)
-    return TreeMismatchError(
-        f"{len(lines)} problem(s) between the optimizer ({leaves} leaves) and the "
-        f"checkpoint at {stored.directory}:\n"
-        + "\n".join(f"  {line}" for line in lines)
-        + "\nNothing was changed. Build the optimizer that was saved, or load the "
-        "plain tree with `stowax.load(path, checkpointable_name=...)`.",
-        lines,
-    )

@@ -92,8 +92,7 @@ class State:
             CorruptCheckpointError: `optax.json` is damaged.
         """
         stored = await open_item(directory, _document.NAME, _document.KIND)
-        known = stored.document
-        document = None if known is None else _document.parse(directory, known)
+        document = _document.parse(stored)
         leaves = self._leaves()
         requests = plan_requests(stored, document, leaves, tag=self._tag)
         notes = document.leaves if document is not None else {}

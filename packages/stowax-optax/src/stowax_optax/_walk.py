@@ -11,7 +11,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from stowax.adapters import Form, KeyPath, StoredName, form_of, show_path
+from stowax.adapters import Form, KeyPath, StoredName, class_name, form_of, show_path
 from stowax.errors import UnsupportedLeafError
 
 from ._params import children, parameter_of
@@ -41,29 +41,6 @@ def walk(tree: Any, params: Container[StoredName]) -> list[OwnedLeaf]:
     return list(_visit(tree, (), None, None, params))
 
 
-def type_name(cls: type) -> str:
-    """`optax:ScaleByAdamState`: one name, wherever Optax keeps the class."""
-    home = cls.__module__
-    if home.startswith("optax.contrib"):
-        home = "optax.contrib"
-    elif home.startswith("optax."):
-        home = "optax"
-    return f"{home}:{cls.__qualname__}"
-
-
-def same_type(stored: str | None, live: str | None) -> bool:
-    """Whether two names mean one type; a class may have moved between modules."""
-    if stored is None or live is None:
-        return stored == live
-    # Transforms of Optax move from contrib to the core without a change of state.
-    homes = {name.partition(":")[0].startswith("optax") for name in (stored, live)}
-    return len(homes) == 1 and _class_of(stored) == _class_of(live)
-
-
-def _class_of(name: str) -> str:
-    return name.partition(":")[2].rpartition("<locals>.")[2]
-
-
 def _visit(
     node: Any,
     path: KeyPath,
@@ -89,5 +66,6 @@ def _visit(
     is_owner = isinstance(node, tuple) and hasattr(node, "_fields")
     for key, child in below:
         if is_owner:
-            owner, field = type_name(type(node)), str(key[0])
+            owner = class_name(type(node), "optax.contrib", "optax")
+            field = str(key[0])
         yield from _visit(child, path + key, owner, field, params)

@@ -6,15 +6,21 @@ It is read strictly: absent is allowed, anything else than what was written is a
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType, UnionType
 from typing import Any
 
+from stowax.adapters._paths import KeyPath, StoredName, stored_name
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
 from stowax.path import Path
 
 FORMAT = 1
 """Version of the documents; raised when an older reader would misread a newer one."""
+
+_NOTES: Mapping[str, type] = MappingProxyType(
+    {"prng_impl": str, "python": str, "weak": bool}
+)
+"""What `note_of` may say of a leaf."""
 
 
 def encode_document(document: Mapping[str, Any]) -> str:
@@ -26,18 +32,8 @@ def encode_document(document: Mapping[str, Any]) -> str:
     return json.dumps({"format": FORMAT, **document}, sort_keys=True)
 
 
-def write_document(path: Path, text: str) -> None:
-    """Puts the text at the path as a whole, whoever else does the same."""
-    # No process knows here whether it is the primary one, so each writes the same text
-    # under a name of its own and moves it into place: the last one wins, all are equal,
-    # and nobody ever sees half a document.
-    draft = path.parent / f"{path.name}.{uuid.uuid4().hex}"
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-
-
 def read_document(path: Path, kind: str) -> dict[str, Any] | None:
-    """Reads what `write_document` wrote; None if there is nothing at the path.
+    """Reads what `encode_document` made; None if there is nothing at the path.
 
     Raises:
         InvalidLayoutError: It has another format version, or is of another kind.
@@ -64,6 +60,83 @@ def read_document(path: Path, kind: str) -> dict[str, Any] | None:
             f"{path} describes a {document.get('kind')!r}, not a {kind!r}."
         )
     return document
+
+
+def parse_leaves(
+    leaves: Iterable[Any],
+    *,
+    required: Mapping[str, type | UnionType] = MappingProxyType({}),
+    optional: Mapping[str, type | UnionType] = MappingProxyType({}),
+) -> dict[StoredName, Mapping[str, Any]]:
+    """The entries of a document's list of leaves, checked, by the names of the leaves.
+
+    Args:
+        leaves: The list.  Every entry has the `path` of its leaf, and may have what
+            `note_of` returned.
+        required: What else every entry has, and of which type it is.
+        optional: What else an entry may have.
+
+    Raises:
+        KeyError: Something is missing.
+        TypeError: Something is of another type.
+
+    Example:
+        >>> import stowax
+        >>> leaves = [{"path": ["layers", 0], "size": 3, "weak": True}]
+        >>> entries = stowax.adapters.parse_leaves(leaves, required={"size": int})
+        >>> entries["layers", "0"]["size"]
+        3
+    """
+    entries: dict[StoredName, Mapping[str, Any]] = {}
+    for entry in leaves:
+        path = parse_path(entry["path"])
+        for name, kind in {**_NOTES, **optional, **required}.items():
+            if name in required or name in entry:
+                check_type(name, entry[name], kind)
+        entries[stored_name(path)] = entry
+    return entries
+
+
+def parse_path(path: Any) -> KeyPath:
+    """A path as a document holds it, checked.
+
+    Args:
+        path: A JSON value.
+
+    Raises:
+        TypeError: It is no list of strings and integers.
+
+    Example:
+        >>> import stowax
+        >>> stowax.adapters.parse_path(["layers", 0, "kernel"])
+        ('layers', 0, 'kernel')
+    """
+    check_type("a path", path, list)
+    if wrong := [key for key in path if type(key) not in (str, int)]:
+        raise TypeError(f"{wrong[0]!r} is no key of a path")
+    return tuple(path)
+
+
+def check_type(name: str, value: Any, kind: type | UnionType) -> None:
+    """Checks a value of a document.
+
+    Args:
+        name: What it is, for the message.
+        value: A JSON value.
+        kind: What it must be.
+
+    Raises:
+        TypeError: It is something else.
+
+    Example:
+        >>> import stowax
+        >>> stowax.adapters.check_type("tag", 3, str | None)
+        Traceback (most recent call last):
+            ...
+        TypeError: tag is 3
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r}")
 
 
 def corrupt_document(path: Path, problem: str) -> CorruptCheckpointError:

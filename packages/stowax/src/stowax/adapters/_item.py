@@ -6,11 +6,12 @@ document holds what a tree cannot say.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stowax.adapters._document import encode_document, read_document, write_document
+from stowax import multihost
+from stowax.adapters._document import encode_document, read_document
 from stowax.adapters._paths import (
     KeyPath,
     StoredName,
@@ -18,6 +19,7 @@ from stowax.adapters._paths import (
     map_with_path,
     stored_name,
 )
+from stowax.errors import TreeMismatchError
 from stowax.handlers import PyTreeHandler
 from stowax.path import Path, PathAwaitingCreation
 from stowax.tree import PLACEHOLDER
@@ -42,7 +44,7 @@ async def save_item(
     """Stages a tree; awaiting what this returns writes the document and the tree.
 
     Once this returned, the caller may change, donate or delete every leaf.  All
-    processes of a run call it with the same document, which is written as a whole.
+    processes of a run call it; the document of the primary one is written.
 
     Args:
         directory: Where a `StatefulCheckpointable` or a handler is told to save.
@@ -93,12 +95,16 @@ async def save_item(
         ('de', ['eins', 'zwei'])
     """
     text = encode_document(document)
+    # Asked in the caller's Context, not wherever the rest is awaited.
+    is_writer = multihost.is_primary_host()
     rest = await PyTreeHandler().save(directory, tree)
 
     async def finish() -> None:
         try:
-            # The document first: whatever completes the item finds it in its place.
-            write_document(await directory.await_creation() / name, text)
+            if is_writer:
+                # Straight under its name: until all is published, nobody reads it.
+                path = await directory.await_creation() / name
+                path.write_text(text, encoding="utf-8")
         finally:
             # The tree is on its way already, and must not be written unattended.
             await rest
@@ -183,6 +189,46 @@ async def load_item(
         return {stored_name(path): leaf for path, leaf in flatten(await rest)}
 
     return finish()
+
+
+def tree_mismatch(
+    stored: StoredItem, live: str, problems: Sequence[str], advice: str
+) -> TreeMismatchError:
+    """The error for an item that does not fit the live object.
+
+    Args:
+        stored: The item.
+        live: The live object, in words.
+        problems: A line for each leaf that does not fit.
+        advice: What its user can do, as a sentence that goes on; loading the plain tree
+            is proposed besides.
+
+    Returns:
+        The error, to be raised.
+
+    Example:
+        >>> import stowax
+        >>> stored = stowax.adapters.StoredItem(
+        ...     directory="checkpoint/x", metadata={}, leaves={}, document=None
+        ... )
+        >>> print(
+        ...     stowax.adapters.tree_mismatch(
+        ...         stored, "the words", ["words.0   not stored"], "Wait for the words"
+        ...     )
+        ... )
+        1 problem(s) between the words and the checkpoint at checkpoint/x:
+          words.0   not stored
+        Nothing was changed. Wait for the words, or load the plain tree with ...
+    """
+    lines = sorted(set(problems))
+    return TreeMismatchError(
+        f"{len(lines)} problem(s) between {live} and the checkpoint at "
+        f"{stored.directory}:\n"
+        + "\n".join(f"  {line}" for line in lines)
+        + f"\nNothing was changed. {advice}, or load the plain tree with "
+        "`stowax.load(path, checkpointable_name=...)`.",
+        lines,
+    )
 
 
 def _ask(requests: Mapping[StoredName, Any], path: KeyPath, leaf: Any) -> Any:
