@@ -3,16 +3,16 @@
 import os
 import signal
 
-# A shell ignores Ctrl-C for what it starts in the background, and so would the tests
-# of it; they would wait for ever.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 # Before the first import of jax, also where pytest is called without nox.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
+
+# A shell ignores Ctrl-C for what it starts in the background, and so would the tests
+# of it; they would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,9 @@ from jax.sharding import PartitionSpec as P
 import stowax
 from stowax._codecs._item_manifest import decode_part
 from stowax._stores._base import read_bytes
-from stowax.errors import PeerFailedError
+from stowax.errors import BackgroundSaveError, PeerFailedError, UnsupportedLeafError
 from stowax.testing import MemoryStore, SimulatedCluster
+from stowax.training import Checkpointer
 
 COUNT = 8
 PATH = "/runs/checkpoint"
@@ -238,3 +239,68 @@ def test_process_that_is_gone(cluster, where):
     assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
     left = asyncio.run(store.stat("/runs"))
     assert left is None or asyncio.run(store.list("/runs")) == ()
+
+
+def test_tree_that_one_cannot_take(cluster):
+    """A handler used alone says in all processes that one cannot take its tree."""
+    store = MemoryStore()
+
+    def save(index):
+        tree = {"a": object() if index == 3 else 1}
+
+        async def write():
+            await (await stowax.handlers.PyTreeHandler().save(PATH, tree))
+
+        options = stowax.options.AsyncOptions(timeout_secs=20)
+        file = stowax.options.FileOptions(store=store)
+        runtime = cluster.runtimes[index]
+        with (
+            stowax.Context(runtime=runtime, file=file, asynchronous=options),
+            pytest.raises(UnsupportedLeafError) as caught,
+        ):
+            asyncio.run(write())
+        return str(caught.value)
+
+    for index, message in enumerate(cluster.run(save)):
+        assert "'a'" in message
+        assert index == 3 or "process 3: UnsupportedLeafError" in message
+
+
+class Unwritable:
+    """Cannot be saved: fails in its second phase."""
+
+    async def save(self, directory):
+        async def write():
+            raise ArithmeticError("cannot write the state")
+
+        return write()
+
+    async def load(self, directory):
+        raise NotImplementedError
+
+
+def test_failure_that_only_some_have_seen(cluster):
+    """A failed step is reported by the next save in all, whoever has seen it."""
+    store = MemoryStore()
+
+    def save(index):
+        context = stowax.Context(
+            runtime=cluster.runtimes[index],
+            file=stowax.options.FileOptions(store=store),
+            asynchronous=stowax.options.AsyncOptions(timeout_secs=20),
+        )
+        checkpointer = Checkpointer("/runs", context=context)
+        response = checkpointer.save_checkpointables_async(
+            0, {"bad": Unwritable()}, force=True
+        )
+        if index != 3:
+            with pytest.raises((ArithmeticError, PeerFailedError)):
+                response.result()
+        with pytest.raises(BackgroundSaveError) as caught:
+            checkpointer.save(1, {"a": 1}, force=True)
+        assert checkpointer.save(2, {"a": 1}, force=True)
+        return str(caught.value)
+
+    for index, message in enumerate(cluster.run(save)):
+        assert "an earlier save" in message
+        assert index == 3 or "process 3: BackgroundSaveError" in message

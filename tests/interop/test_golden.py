@@ -110,13 +110,11 @@ def test_reads_what_was_saved(name):
 
 @pytest.mark.parametrize("name", READ)
 def test_knows_what_was_saved_beside(name):
-    """Layout, handlers, metrics and the user's metadata are those that were saved."""
+    """Handlers, metrics and the user's metadata are those that were saved."""
     for path, content in load_case(name).checkpoints.items():
         found = asyncio.run(open_checkpoint(LocalStore(), str(path), verify=True))
 
-        layout = f"v0_{found.layout}" if found.format.name == "Orbax v0" else "v1"
         handlers = content.get("item_handlers") or {}
-        assert layout == content["layout"]
         assert found.custom_metadata == (content.get("custom_metadata") or {})
         assert found.metrics == content.get("metrics")
         assert found.typestrs == (

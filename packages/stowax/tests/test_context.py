@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import inspect
+import pathlib
 import threading
 import warnings
 
@@ -360,16 +361,10 @@ def test_settings_are_values():
             print,
             "post_finalization_callback",
         ),
-        ("file.path_class", str, "path_class"),
         ("file.store", "store", "store"),
         ("runtime", "runtime", "runtime"),
         ("checkpointables.registry", "registry", "registry"),
         ("checkpointables.handlers", ((None, print),), "handlers"),
-        ("checkpoint_layout", options.CheckpointLayout.AUTO, "layout"),
-        ("memory.write_concurrent_bytes", 4, "write_concurrent_bytes"),
-        ("memory.read_concurrent_bytes", 5, "read_concurrent_bytes"),
-        ("memory.transfer_concurrent_bytes", 6, "transfer_concurrent_bytes"),
-        ("memory.is_prioritized_key_fn", bool, "is_prioritized_key_fn"),
         ("memory.deepcopy_host_arrays", False, "deepcopy_host_arrays"),
         ("multiprocessing.barrier_sync_key_prefix", "run", "barrier_prefix"),
     ],
@@ -408,6 +403,7 @@ REFUSED_BY_ALL = [
     ("array.loading.enable_padding_and_truncation", True),
     ("array.loading.raise_array_data_missing_error", False),
     ("checkpoint_layout", "safetensors"),
+    ("file.path_class", pathlib.Path),
     ("multiprocessing.primary_host", 1),
     ("multiprocessing.primary_host", None),
     ("multiprocessing.active_processes", {0}),
@@ -461,6 +457,8 @@ def test_all_refused_options_are_named_at_once():
         ("atomicity.mode", "atomic_rename"),
         ("file.skip_sync_file_validations", True),
         ("memory.expected_surge_bytes", 1),
+        ("memory.read_concurrent_bytes", 1),
+        ("checkpoint_layout", "auto"),
         ("safetensors.read_chunk_bytes", 1),
     ],
 )

@@ -4,6 +4,9 @@ Every save here runs on a store that writes down what it was asked for, or that 
 at the n-th call, for every n that there is.
 """
 
+import asyncio
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -17,10 +20,17 @@ from jax.sharding import PartitionSpec as P
 from sample_trees import bits, differences, mesh, plain
 
 import stowax
+from stowax import _operation, training
+from stowax._digest import PIECE_BYTES
 from stowax._stores._local import LocalStore
-from stowax.errors import StowaxError
+from stowax.errors import DeadlineError, SaveError, StowaxError
 from stowax.handlers import JsonHandler, PyTreeHandler
-from stowax.options import CheckpointablesOptions, FileOptions, IntegrityOptions
+from stowax.options import (
+    AsyncOptions,
+    CheckpointablesOptions,
+    FileOptions,
+    IntegrityOptions,
+)
 from stowax.testing import MemoryStore, RecordingStore
 from stowax.testing._recording_store import durability_faults
 
@@ -342,6 +352,242 @@ def test_failure_of_a_guest(place):
             (place.store or LocalStore()).list(place.directory)
         )
         assert [entry.name for entry in found] == ["checkpoint"]
+
+
+def is_empty(store, root):
+    """Whether nothing is left below a directory, if it exists at all."""
+    run = stowax._runtime.default_runtime().run
+    return run(store.stat(root)) is None or run(store.list(root)) == ()
+
+
+class InterruptingStore(RecordingStore):
+    """Interrupts the main thread when one path is written, and never ends to write."""
+
+    def __init__(self, store, name):
+        super().__init__(store)
+        self.name = name
+        self.has_ended = False
+
+    async def make_directory(self, path):
+        await super().make_directory(path)
+        await self.interrupt(path)
+
+    async def write(self, path, pieces, *, size_bytes=None):
+        await self.interrupt(path)
+        await super().write(path, pieces, size_bytes=size_bytes)
+
+    async def interrupt(self, path):
+        if self.name not in path.rpartition("/")[2]:
+            return
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        try:
+            await asyncio.wait_for(asyncio.Event().wait(), 10)
+        finally:
+            await asyncio.sleep(0)  # What ends takes a moment.
+            self.has_ended = True
+
+
+def _save_plainly(path, state):
+    stowax.save(path, state)
+
+
+def _save_step(path, state):
+    training.Checkpointer(path).save(0, state)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no signals to threads")
+@pytest.mark.parametrize("save_blocking", [_save_plainly, _save_step])
+def test_interrupt(place, save_blocking):
+    """After Ctrl-C nothing of the save runs any more, and nothing was saved."""
+    base = LocalStore() if place.store is None else place.store
+    store = InterruptingStore(base, "stowax.json")
+
+    with context(store), pytest.raises(KeyboardInterrupt):
+        save_blocking(place / "run", {"host": np.ones(3)})
+
+    assert store.has_ended
+    assert is_empty(base, place / "run" if save_blocking is _save_step else place / "")
+    with context(base):
+        save_blocking(place / "run", {"host": np.ones(3)})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no signals to threads")
+def test_interrupt_while_the_draft_is_made(place):
+    """Ctrl-C leaves no draft, however early it comes."""
+    base = LocalStore() if place.store is None else place.store
+    store = InterruptingStore(base, ".orbax-checkpoint-tmp")
+
+    with context(store), pytest.raises(KeyboardInterrupt):
+        stowax.save(place / "checkpoint", {"a": 1})
+    stowax._runtime.default_runtime().finish()
+
+    assert store.has_ended
+    assert is_empty(base, place / "")
+
+
+class SlowToPublish(RecordingStore):
+    """While it publishes, an hour passes on the clock of the loop."""
+
+    async def publish(self, draft, final, *, replace):
+        await super().publish(draft, final, replace=replace)
+        loop = asyncio.get_running_loop()
+        then = loop.time() + 3600
+        loop.time = lambda: then
+        for _ in range(3):
+            await asyncio.sleep(0)  # Timers that are due go off here.
+
+
+def test_deadline_does_not_cover_the_publish(place):
+    """What is published is not said to have been given up."""
+    base = LocalStore() if place.store is None else place.store
+    stowax.save(place / "checkpoint", {"a": 1})
+    runtime = stowax._runtime.Runtime()
+
+    with stowax.Context(file=FileOptions(store=SlowToPublish(base)), runtime=runtime):
+        stowax.save(place / "checkpoint", {"a": 2}, overwrite=True)
+    runtime.close()
+
+    assert stowax.load(place / "checkpoint") == {"a": 2}
+
+
+class Files:
+    """Saves itself as files of given sizes."""
+
+    def __init__(self, **sizes_bytes):
+        self.sizes_bytes = sizes_bytes
+
+    async def save(self, directory):
+        async def write():
+            path = await directory.await_creation()
+            for name, size_bytes in self.sizes_bytes.items():
+                (path / name).write_bytes(bytes(size_bytes))
+
+        return write()
+
+    async def load(self, directory):
+        async def read():
+            for name, size_bytes in self.sizes_bytes.items():
+                assert (directory / name).read_bytes() == bytes(size_bytes)
+
+        return read()
+
+
+class RenamingStore(RecordingStore):
+    """Between a look at a directory and its sync, another process changes names."""
+
+    async def sync(self, paths):
+        for path in paths:
+            name = path.rpartition("/")[2]
+            if name == "draft":
+                os.rename(path, path.removesuffix("draft") + "final")
+            elif name == "lock":
+                os.remove(path)
+        await super().sync(paths)
+
+
+def test_files_that_other_processes_rename(tmp_path):
+    """A file that is renamed under our eyes is saved as it is called at the end."""
+    store = RenamingStore(LocalStore())
+
+    with context(store):
+        files = Files(draft=10, lock=0, other=5)
+        stowax.save_checkpointables(tmp_path / "checkpoint", {"files": files})
+
+    written = Files(final=10, other=5)
+    stowax.load_checkpointables(tmp_path / "checkpoint", {"files": written})
+    found = sorted(path.name for path in (tmp_path / "checkpoint/files").iterdir())
+    assert found == ["final", "other"]
+    synced = {p.rpartition("/")[2] for c in store.calls for p in c.paths}
+    assert "final" in synced
+
+
+class PieceStore(RecordingStore):
+    """Remembers the largest piece that it was given, or asked to fill."""
+
+    largest_bytes = 0
+
+    async def read_into(self, path, offset_bytes, buffer):
+        self.largest_bytes = max(self.largest_bytes, memoryview(buffer).nbytes)
+        await super().read_into(path, offset_bytes, buffer)
+
+    async def write(self, path, pieces, *, size_bytes=None):
+        def watched():
+            for piece in pieces:
+                self.largest_bytes = max(self.largest_bytes, memoryview(piece).nbytes)
+                yield piece
+
+        await super().write(path, watched(), size_bytes=size_bytes)
+
+
+def test_large_files_of_guests_go_in_pieces(place):
+    """However large a guest's file is, little of it is in memory at once."""
+    store = PieceStore(LocalStore() if place.store is None else place.store)
+    files = Files(large=2 * PIECE_BYTES + 1)
+
+    with context(store):
+        stowax.save_checkpointables(place / "checkpoint", {"files": files})
+
+    assert 0 < store.largest_bytes <= PIECE_BYTES
+    stowax.load_checkpointables(place / "checkpoint", {"files": files})
+
+
+class Late:
+    """A guest that goes on when its save has been given up."""
+
+    def __init__(self, *, creates):
+        self.creates = creates
+        self.gate = threading.Event()
+        self.error = None
+
+    async def save(self, directory):
+        async def write():
+            try:
+                path = None if self.creates else await directory.await_creation()
+                self.gate.wait()
+                if path is None:
+                    path = await directory.await_creation()
+                (path / "deep").mkdir(parents=True)
+                (path / "deep" / "file").write_text("late")
+            except Exception as error:  # noqa: BLE001 the test looks at it
+                self.error = error
+
+        return write()
+
+    async def load(self, directory):
+        raise NotImplementedError
+
+
+def test_guest_that_comes_too_late(tmp_path, monkeypatch):
+    """A guest that begins to write when all is over is told so, and leaves nothing."""
+    monkeypatch.setattr(_operation, "GUEST_GRACE_SECS", 0)
+    late = Late(creates=True)
+
+    with stowax.Context(asynchronous=AsyncOptions(timeout_secs=0.05)):
+        response = stowax.save_checkpointables_async(tmp_path / "a", {"late": late})
+    with pytest.raises(DeadlineError):
+        response.result()
+    late.gate.set()
+    stowax._runtime.default_runtime().finish()
+
+    assert isinstance(late.error, SaveError)
+    assert str(tmp_path / "a") in str(late.error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_guest_that_is_slow_to_stop(tmp_path):
+    """What a guest writes while the save is given up goes with the draft."""
+    late = Late(creates=False)
+    timer = threading.Timer(0.5, late.gate.set)
+
+    with stowax.Context(asynchronous=AsyncOptions(timeout_secs=0.05)):
+        response = stowax.save_checkpointables_async(tmp_path / "a", {"late": late})
+    timer.start()
+    with pytest.raises(DeadlineError):
+        response.result()
+
+    assert late.gate.is_set()
+    assert late.error is None
+    assert list(tmp_path.iterdir()) == []
 
 
 AUDIT = """

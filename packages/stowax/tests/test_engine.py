@@ -1,6 +1,8 @@
 """Chunks written are chunks read, each once, and verified before anybody sees them."""
 
 import asyncio
+import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -135,6 +137,39 @@ def test_edge_chunks_are_padded_with_zeros():
 
     assert manifest.leaves[0].chunk_shape == (2,)
     assert b"\xff\xff\0\0" + crc32c(b"\xff\xff\0\0").to_bytes(4, "little") in content
+
+
+class Watched:
+    """Leaves that note which threads look one up."""
+
+    def __init__(self, leaves):
+        self.leaves = leaves
+        self.threads = set()
+
+    def __getitem__(self, index):
+        self.threads.add(threading.get_ident())
+        return self.leaves[index]
+
+
+def test_reads_are_planned_off_the_loop():
+    """However many chunks there are, the engine's loop goes on meanwhile."""
+
+    async def there_and_back():
+        store = MemoryStore()
+        manifest = await write(store, [np.arange(5.0)])
+        leaves = Watched(manifest.leaves)
+        source = ChunkSource(
+            store, "/item", dataclasses.replace(manifest, leaves=leaves), verify=True
+        )
+        out = np.empty(5)
+        await source.read([ReadRequest(leaf=0, box=whole((5,)), out=out)])
+        return out, leaves.threads
+
+    out, threads = asyncio.run(there_and_back())
+
+    assert out.tolist() == [0, 1, 2, 3, 4]
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 def test_each_chunk_is_read_once():

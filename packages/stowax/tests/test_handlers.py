@@ -131,7 +131,38 @@ def tree():
     return {"w": jax.device_put(bits("float32", (3, 4))), "n": 3, "s": "text"}
 
 
+class Together:
+    """Asks for its directory at the very moment when others do."""
+
+    def __init__(self, barrier):
+        self.barrier = barrier
+
+    async def save(self, directory):
+        async def write():
+            self.barrier.wait(10)
+            path = await directory.await_creation()
+            (path / "file").write_text("whole")
+
+        return write()
+
+    async def load(self, directory):
+        async def read():
+            assert (directory / "file").read_text() == "whole"
+
+        return read()
+
+
 class TestGuests:
+    def test_several_at_once(self, place):
+        """Guests that begin to write at the same moment all find their directory."""
+        for number in range(10):
+            barrier = threading.Barrier(6)
+            guests = {f"guest_{i}": Together(barrier) for i in range(6)}
+
+            stowax.save_checkpointables(place / str(number), guests)
+
+            stowax.load_checkpointables(place / str(number), guests)
+
     def test_round_trip(self, place):
         """A guest's checkpointable comes back from every store, its files verified."""
         with with_words(place):

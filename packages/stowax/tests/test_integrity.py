@@ -413,3 +413,31 @@ def test_read_only_checkpoint(checkpoint):
         for path in (checkpoint, *checkpoint.rglob("*")):
             if path.is_dir():
                 os.chmod(path, 0o755)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"shape": [1 << 50, 2]},
+        {"shape": [4, 2]},
+        {"shape": [1 << 50, 2], "chunk": [1 << 50, 2]},
+        {"dtype": "float32"},
+    ],
+    ids=str,
+)
+def test_shape_says_what_is_stored(checkpoint, facts):
+    """A shape that the stored chunks do not fill is refused, and no memory taken."""
+    from stowax._codecs._checksum import seal, unseal
+
+    # With checksums that hold: only the chunk tables can tell.
+    (checkpoint / "stowax.json").unlink()
+    manifest = checkpoint / "state/stowax.manifest"
+    document = unseal(manifest.read_bytes())
+    (leaf,) = (e for e in document["leaves"] if e["kind"] == "np.ndarray")
+    leaf.update(facts)
+    manifest.write_bytes(seal(document))
+
+    with pytest.raises(CorruptCheckpointError, match="leaf 'host'") as caught:
+        stowax.load(checkpoint / "state", checkpointable_name=None)
+
+    assert str(manifest) in str(caught.value)

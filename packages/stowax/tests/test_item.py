@@ -1,6 +1,8 @@
 """One tree item: staged, written, planned, loaded, without any checkpoint around it."""
 
 import asyncio
+import dataclasses
+import threading
 
 import jax
 import numpy as np
@@ -10,14 +12,8 @@ from sample_trees import bits, differences, shardings
 from stowax._box import whole
 from stowax._context import Context
 from stowax._formats._detect import open_tree
-from stowax._item import (
-    complete_items,
-    metadata_tree,
-    plan_load,
-    stage_item,
-    told_parts,
-    write_part,
-)
+from stowax._item_read import metadata_tree, plan_load
+from stowax._item_write import complete_items, stage_item, told_parts, write_part
 from stowax._operation import Operation, in_place
 from stowax._processes import OneProcess
 from stowax.errors import TreeError, TreeMismatchError
@@ -74,6 +70,47 @@ def test_without_arrays_there_are_no_data_files():
     entries = current.runtime.run(current.store.list("/item"))
     assert not any(entry.is_directory for entry in entries)
     assert plan(item, None, has_target=False).finish() == {"s": "text"}
+
+
+class Watched(dict):
+    """A sharding's description that notes which threads encode it."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.threads = set()
+
+    def keys(self):
+        """Asked for by whoever copies or encodes it."""
+        self.threads.add(threading.get_ident())
+        return super().keys()
+
+    def __iter__(self):
+        return iter(self.keys())
+
+    def items(self):
+        """Asked for by whoever encodes it."""
+        self.threads.add(threading.get_ident())
+        return super().items()
+
+
+def test_documents_are_encoded_off_the_loop():
+    """However many leaves there are, the engine's loop goes on meanwhile."""
+    current = operation(MemoryStore())
+    staged = stage_item({"w": jax.numpy.zeros(3)}, ONE, borrow=True)
+    (entry,) = staged.entries
+    sharding = Watched(entry.sharding)
+    entry = dataclasses.replace(entry, sharding=sharding)
+    staged = dataclasses.replace(staged, entries=(entry,))
+
+    async def write():
+        await write_part(staged, "/item", current)
+        await complete_items(current, [told_parts(current)])
+        return threading.get_ident()
+
+    loop_thread = current.runtime.run(write())
+
+    assert sharding.threads
+    assert loop_thread not in sharding.threads
 
 
 def test_staging_copies_what_may_change():

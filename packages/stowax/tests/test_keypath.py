@@ -4,6 +4,7 @@ import collections
 import json
 
 import jax
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +53,22 @@ def test_json_there_and_back(tree):
         [k.text for k in p] for p in flat.paths
     ]
     assert to_json(node) == to_json(flat.root)
+
+
+def test_types_of_keys_in_json():
+    """Text, whole numbers, truth values and None stay what they are, others do not."""
+    keys = ("a", "1", 2, True, None, 1.5, np.int64(3), (4, 5))
+    tree = dict(zip(keys, range(8), strict=True))
+    flat = flatten(tree)
+
+    node, _ = from_json(json.loads(json.dumps(to_json(flat.root))))
+
+    again = unflatten(node, flat.leaves)
+    kept = {repr(key) for key in again}
+    assert kept == {"'a'", "'1'", "2", "True", "None", "'1.5'", "'3'", "'(4, 5)'"}
+    assert {str(key): value for key, value in again.items()} == {
+        str(key): value for key, value in tree.items()
+    }
 
 
 def test_names():

@@ -26,6 +26,7 @@ LAYERS = {
     # facts
     "_box": 1,
     "_context": 1,
+    "_custom_metadata": 1,
     "_keypath": 1,
     "_manifest": 1,
     "_metadata": 1,
@@ -53,7 +54,8 @@ LAYERS = {
     "_formats": 5,
     "_leaves": 5,
     # one item
-    "_item": 6,
+    "_item_read": 6,
+    "_item_write": 6,
     "_operation": 6,
     "_verify": 6,
     # who saves what

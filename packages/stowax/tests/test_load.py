@@ -1,5 +1,6 @@
 """What `load` and its siblings promise: what was asked for, or every reason why not."""
 
+import concurrent.futures
 import warnings
 
 import jax
@@ -22,17 +23,23 @@ from sample_trees import (
 )
 
 import stowax
+from stowax._digest import PIECE_BYTES
+from stowax._runtime import default_runtime
+from stowax._stores._local import LocalStore
 from stowax.errors import (
     CheckpointableNotFoundError,
     CheckpointNotFoundError,
+    CorruptCheckpointError,
+    DeadlineError,
     InvalidLayoutError,
+    RunningLoopError,
     StowaxError,
     TreeError,
     TreeMismatchError,
     UnsupportedLeafError,
 )
-from stowax.options import FileOptions, PyTreeOptions
-from stowax.testing import MemoryStore
+from stowax.options import AsyncOptions, FileOptions, PyTreeOptions
+from stowax.testing import MemoryStore, RecordingStore
 
 
 def state():
@@ -482,3 +489,162 @@ def test_every_error_is_ours(place):
     for path in ("nothing", "no/such"):
         with pytest.raises(StowaxError):
             stowax.load(place / path)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        stowax.load,
+        stowax.load_checkpointables,
+        stowax.metadata,
+        stowax.checkpointables_metadata,
+        stowax.is_orbax_checkpoint,
+    ],
+    ids=lambda call: call.__name__,
+)
+def test_refused_where_it_could_not_go_on(tmp_path, call):
+    """In a callback of `on_complete` a blocking call is refused at once."""
+    stowax.save(tmp_path / "checkpoint", {"a": 1})
+    outcome = concurrent.futures.Future()
+
+    def callback(_):
+        try:
+            outcome.set_result(call(tmp_path / "checkpoint"))
+        except StowaxError as error:
+            outcome.set_exception(error)
+
+    async def on_the_loop():
+        callback(None)
+
+    with stowax.Context(asynchronous=AsyncOptions(timeout_secs=5)):
+        default_runtime().run(on_the_loop())
+
+    with pytest.raises(RunningLoopError, match="another thread"):
+        outcome.result()
+
+
+def test_deadline(place):
+    """What takes too long is given up, whether values or facts are asked for."""
+    stowax.save(place / "checkpoint", {"a": 1})
+
+    with place.context(asynchronous=AsyncOptions(timeout_secs=0)):
+        for call in (stowax.load, stowax.metadata, stowax.checkpointables_metadata):
+            with pytest.raises(DeadlineError, match="timeout_secs"):
+                call(place / "checkpoint")
+
+
+class Blob:
+    """A guest with one large file."""
+
+    def __init__(self, content=b""):
+        self.content = content
+
+    async def save(self, directory):
+        async def write():
+            path = await directory.await_creation()
+            (path / "blob").write_bytes(self.content)
+
+        return write()
+
+    async def load(self, directory):
+        async def read():
+            self.content = (directory / "blob").read_bytes()
+
+        return read()
+
+
+def test_guests_files_come_in_pieces():
+    """A guest's file is verified and handed over piece by piece, whatever its size."""
+    store = RecordingStore(MemoryStore())
+    content = np.random.default_rng(0).bytes(PIECE_BYTES * 2 + 5)
+    blob = Blob()
+    with stowax.Context(file=FileOptions(store=store)):
+        stowax.save_checkpointables("/runs/checkpoint", {"blob": Blob(content)})
+        count = len(store.calls)
+        stowax.load_checkpointables("/runs/checkpoint", {"blob": blob})
+
+    assert blob.content == content
+    calls = [c.operation for c in store.calls[count:] if "blob/blob" in str(c.paths)]
+    # Once to compare it with its checksum, once to copy it to where the guest looks.
+    assert calls.count("read_into") == 2 * 3
+
+
+def test_damaged_guests_file(tmp_path):
+    """A guest is never given a file that is not what it wrote."""
+    stowax.save_checkpointables(tmp_path / "checkpoint", {"blob": Blob(b"abc")})
+    file = tmp_path / "checkpoint/blob/blob"
+
+    for damage in (lambda: file.write_bytes(b"abd"), file.unlink):
+        damage()
+        with pytest.raises(CorruptCheckpointError, match=str(file)):
+            stowax.load_checkpointables(tmp_path / "checkpoint", {"blob": Blob()})
+
+
+class Replaced(RecordingStore):
+    """Exchanges two checkpoints when the first data file is about to be read."""
+
+    def __init__(self, path, other):
+        super().__init__(LocalStore())
+        self.path, self.other = path, other
+        self.is_replaced = False
+
+    async def read_into(self, path, offset_bytes, buffer):
+        if "/d/" in path and not self.is_replaced:
+            self.is_replaced = True
+            self.path.rename(self.path.with_name("old"))
+            self.other.rename(self.path)
+        await super().read_into(path, offset_bytes, buffer)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_replaced_while_loading(tmp_path, verify):
+    """A load that overlaps with an overwrite gives one checkpoint, not parts of two."""
+    old = {"a": np.zeros(3), "b": np.zeros(200_000)}
+    new = {"a": np.ones(3), "b": np.ones(200_000)}
+    stowax.save(tmp_path / "checkpoint", old)
+    stowax.save(tmp_path / "other", new)
+    store = Replaced(tmp_path / "checkpoint", tmp_path / "other")
+    context = stowax.Context(
+        file=stowax.options.FileOptions(store=store),
+        integrity=stowax.options.IntegrityOptions(verify=verify),
+    )
+
+    with context:
+        loaded = stowax.load(tmp_path / "checkpoint")
+
+    assert store.is_replaced
+    np.testing.assert_array_equal(loaded["a"], new["a"])
+    np.testing.assert_array_equal(loaded["b"], new["b"])
+
+
+class Cell:
+    """Holds one number, and is loaded in place if the stored one is below a limit."""
+
+    def __init__(self, number, limit=100):
+        self.number, self.limit = number, limit
+
+    async def save(self, directory):
+        tree = {"number": self.number}
+        return await stowax.handlers.PyTreeHandler().save(directory, tree)
+
+    async def load(self, directory):
+        rest = await stowax.handlers.PyTreeHandler().load(directory)
+        number = (await rest)["number"]
+        if number >= self.limit:
+            raise ValueError("does not fit")
+
+        async def assign():
+            self.number = number
+
+        return assign()
+
+
+def test_nothing_is_loaded_into_when_one_does_not_fit(tmp_path):
+    """All objects have compared what is stored before the first one is changed."""
+    stowax.save_checkpointables(tmp_path / "c", {"a": Cell(1), "b": Cell(2)})
+    fits, does_not = Cell(0), Cell(0, limit=2)
+
+    with pytest.raises(ValueError, match="does not fit"):
+        stowax.load_checkpointables(tmp_path / "c", {"a": fits, "b": does_not})
+
+    assert (fits.number, does_not.number) == (0, 0)

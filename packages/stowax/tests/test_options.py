@@ -10,7 +10,6 @@ from stowax import options
 
 # Where our default differs from the peer's, as the module's docstring says.
 OTHER_DEFAULTS = {
-    "FileOptions.path_class",
     "CheckpointablesOptions.registry",
     "ArrayOptions.Saving.array_metadata_store",
 }

@@ -11,7 +11,7 @@ import pytest
 
 from stowax._response import raise_unseen, respond
 from stowax._runtime import Runtime
-from stowax.errors import BackgroundSaveError, DeadlineError
+from stowax.errors import BackgroundSaveError, DeadlineError, RunningLoopError
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -52,7 +52,7 @@ def test_result_of_failure(response, future):
         response.result()
 
     assert caught.value is error
-    assert error.__notes__ == ["in the background save to /runs/7"]
+    assert error.__notes__ == ["in the save to /runs/7"]
 
 
 def test_missed_timeout_loses_nothing(response, future):
@@ -176,6 +176,22 @@ def test_no_callback_after_a_failure(response, future):
     future.set_exception(OSError())
 
     assert results == []
+
+
+def test_result_is_refused_on_the_loop(runtime, future, response):
+    """Where the operation would have to go on, nobody can wait for it."""
+
+    async def block():
+        response.result()
+
+    with pytest.raises(RunningLoopError, match="on_complete"):
+        runtime.run(block())
+    future.set_result(7)
+
+    async def ask():
+        return response.result()
+
+    assert runtime.run(ask()) == 7
 
 
 def test_repr_says_how_it_stands(response, future):

@@ -15,6 +15,7 @@ import pytest
 from stowax._processes import OneProcess
 from stowax._runtime import Runtime, default_runtime, drive, on_worker
 from stowax.errors import RunningLoopError
+from stowax.testing import SimulatedCluster
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -93,6 +94,17 @@ def test_run_in_a_guest_driven_on_the_loop(runtime):
 
     with pytest.raises(RunningLoopError):
         runtime.run(block())
+
+
+def test_drive_on_its_own_loop(runtime):
+    """What waits on the calling thread is refused there too, before it begins."""
+
+    async def block():
+        runtime.drive(name_of_thread())
+
+    with pytest.raises(RunningLoopError, match="_async"):
+        runtime.run(block())
+    assert runtime.drive(name_of_thread()) == threading.current_thread().name
 
 
 def test_interrupt_cancels(runtime):
@@ -455,6 +467,43 @@ def test_exit_finishes_what_is_in_flight():
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_exit_runs_guests_without_new_threads():
+    """Guests that begin while no thread can be started run all the same, by turns."""
+    ended = _run(
+        """
+        import asyncio, atexit, threading
+        from stowax._runtime import default_runtime, on_worker
+
+        exiting = threading.Event()
+        ends = []
+        runtime = default_runtime()
+
+        async def guest(number):
+            ends.append((number, await asyncio.to_thread(lambda: number)))
+
+        async def operation():
+            await on_worker(exiting.wait)
+            guests = [runtime.start_guest(guest(number)) for number in range(3)]
+            await asyncio.gather(*map(asyncio.wrap_future, guests))
+
+        def refuse(thread):
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+        def end():
+            # Python 3.12 and later refuse of themselves.
+            threading.Thread.start = refuse
+            exiting.set()
+
+        atexit.register(lambda: print(*ends))
+        runtime.submit(operation())
+        atexit.register(end)
+        """
+    )
+
+    assert ended.stdout == "(0, 0) (1, 1) (2, 2)\n"
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_forked_child_has_its_own_runtime():
     """A forked child works, and does not wait for what its parent had in flight."""
     ended = _run(
@@ -478,3 +527,54 @@ def test_forked_child_has_its_own_runtime():
 
     assert ended.stdout.split() == ["child", "status", "0"]
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_runtime_is_refused_in_a_forked_child():
+    """A runtime that the child holds has no threads there: it raises, and never hangs.
+
+    So it is for all that would wait: operations, guests, responses, the end.
+    """
+    ended = _run(
+        """
+        import asyncio, os, sys, threading
+        from stowax._response import respond
+        from stowax._runtime import Runtime, on_worker
+        from stowax.errors import RunningLoopError
+
+        go_on = threading.Event()
+        runtime = Runtime()
+        response = respond(runtime, runtime.submit(on_worker(go_on.wait)), what="save")
+        child = os.fork()
+        if child == 0:
+            for call in (
+                lambda: runtime.run(asyncio.sleep(0)),
+                lambda: runtime.submit(asyncio.sleep(0)),
+                lambda: runtime.drive(asyncio.sleep(0)),
+                response.result,
+                runtime.close,
+            ):
+                try:
+                    call()
+                except RunningLoopError as error:
+                    print("spawn" in str(error), flush=True)
+            sys.exit()
+        os.waitpid(child, 0)
+        go_on.set()
+        runtime.close()
+        """
+    )
+
+    assert ended.stdout.split() == ["True"] * 5
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_one_process_counts_nothing(runtime):
+    """Names are for meetings: a process that is alone keeps no record of its paths."""
+    assert [runtime.serial(path) for path in "aab"] == [0, 0, 0]
+
+
+def test_processes_come_to_the_same_names():
+    """Of several processes, each counts the calls with a key."""
+    with SimulatedCluster(2, devices=[None, None]) as cluster:
+        for runtime in cluster.runtimes:
+            assert [runtime.serial(path) for path in "aab"] == [0, 1, 0]

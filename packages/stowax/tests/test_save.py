@@ -25,6 +25,7 @@ from sample_trees import (
 )
 
 import stowax
+from stowax import _operation
 from stowax.errors import (
     BackgroundSaveError,
     CheckpointExistsError,
@@ -399,7 +400,7 @@ class TestRefusals:
         array = jax.device_put(np.ones(3))
         array.delete()
 
-        with pytest.raises(RuntimeError, match="deleted"):
+        with pytest.raises(UnsupportedLeafError, match=r"'x'.*deleted or donated"):
             stowax.save(tmp_path / "checkpoint", {"x": array})
 
         assert snapshot(tmp_path) == {}
@@ -523,12 +524,19 @@ class TestAsync:
     def test_failure_is_raised_by_result(self, place):
         """What goes wrong in the background is raised by `result`."""
 
-        def fail():
-            raise OSError("the bucket is gone")
+        class Failing:
+            async def save(self, directory):
+                async def write():
+                    raise OSError("the bucket is gone")
 
-        options = AsyncOptions(post_finalization_callback=fail)
-        with place.context(asynchronous=options):
-            response = stowax.save_async(place / "checkpoint", {"x": 1})
+                return write()
+
+            async def load(self, directory):
+                raise NotImplementedError
+
+        response = stowax.save_checkpointables_async(
+            place / "checkpoint", {"x": Failing()}
+        )
 
         with pytest.raises(OSError, match="the bucket is gone") as caught:
             response.result()
@@ -586,8 +594,63 @@ class TestAsync:
         assert len(seen) == 1
         assert seen[0]
 
-    def test_deadline(self, tmp_path):
+    def test_callback_may_load(self, place):
+        """The callback may block, and load what was saved."""
+        seen = []
+
+        def look():
+            seen.append(stowax.load(place / "checkpoint"))
+
+        options = AsyncOptions(post_finalization_callback=look, timeout_secs=5)
+        with place.context(asynchronous=options):
+            stowax.save_async(place / "checkpoint", {"x": 1}).result()
+
+        assert seen == [{"x": 1}]
+
+    def test_callback_that_fails(self, place, caplog):
+        """What the callback raises is logged; the save has succeeded."""
+
+        def fail():
+            raise ArithmeticError("the pager is off")
+
+        options = AsyncOptions(post_finalization_callback=fail)
+        with place.context(asynchronous=options):
+            stowax.save(place / "checkpoint", {"x": 1})
+
+        assert stowax.load(place / "checkpoint") == {"x": 1}
+        assert "the pager is off" in caplog.text
+
+    def test_custom_metadata_may_change_at_once(self, place):
+        """Metadata is copied before the call returns, at every depth."""
+        custom = {"tags": ["a"]}
+        gate = threading.Event()
+
+        class Waiting:
+            async def save(self, directory):
+                async def write():
+                    gate.wait()
+
+                return write()
+
+            async def load(self, directory):
+                raise NotImplementedError
+
+        response = stowax.save_checkpointables_async(
+            place / "checkpoint",
+            {"x": Waiting(), "state": {"a": 1}},
+            custom_metadata=custom,
+        )
+        custom["tags"].append("b")
+        custom["more"] = 1
+        gate.set()
+        response.result()
+
+        found = stowax.metadata(place / "checkpoint").custom_metadata
+        assert found == {"tags": ["a"]}
+
+    def test_deadline(self, tmp_path, monkeypatch):
         """A save that takes too long ends in our error, and leaves nothing."""
+        monkeypatch.setattr(_operation, "GUEST_GRACE_SECS", 0)
         release = threading.Event()
 
         class Slow:

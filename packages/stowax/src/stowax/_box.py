@@ -41,15 +41,6 @@ class Box:
         )
         return (*ranges, ...)
 
-    def covers(self, other: Box) -> bool:
-        """Whether every element of `other` lies in this box."""
-        return all(
-            a <= c and d <= b
-            for a, b, c, d in zip(
-                self.start, self.stop, other.start, other.stop, strict=True
-            )
-        )
-
     def intersect(self, other: Box) -> Box | None:
         """The common part, or None when there is no common element."""
         start = tuple(map(max, self.start, other.start))
@@ -79,6 +70,23 @@ def grid_counts(shape: Sequence[int], chunk_shape: Sequence[int]) -> tuple[int, 
     return tuple(-(-n // c) for n, c in zip(shape, chunk_shape, strict=True))
 
 
+def ordinal_of(grid_index: Sequence[int], counts: Sequence[int]) -> int:
+    """Position of a chunk in its grid, in C order; `grid_index_of` is the way back."""
+    ordinal = 0
+    for i, count in zip(grid_index, counts, strict=True):
+        ordinal = ordinal * count + i
+    return ordinal
+
+
+def grid_index_of(ordinal: int, counts: Sequence[int]) -> tuple[int, ...]:
+    """Index in the grid of the chunk at a position in C order."""
+    reversed_index = []
+    for count in reversed(counts):
+        ordinal, i = divmod(ordinal, count)
+        reversed_index.append(i)
+    return tuple(reversed(reversed_index))
+
+
 def chunk_box(
     grid_index: Sequence[int], shape: Sequence[int], chunk_shape: Sequence[int]
 ) -> Box:
@@ -95,6 +103,9 @@ def chunks_in(
 ) -> Iterator[tuple[tuple[int, ...], Box]]:
     """Grid index and box of every chunk that shares an element with `box`."""
     if box.size == 0:
+        return
+    if tuple(shape) == tuple(chunk_shape):  # So are most arrays.
+        yield (0,) * len(shape), whole(shape)
         return
     ranges = (
         range(a // c, -(-b // c))

@@ -6,7 +6,8 @@
 Everything up to *synced* happens inside the draft, a directory that no reader takes
 for a checkpoint; a failure anywhere abandons it and leaves what was there before
 untouched.  The step to *published* is one call of the store, made by the primary
-process after all processes have said that their part is written and durable.
+process after all processes have said that their part is written and durable.  It is not
+given up halfway: the deadline is that of everything before.
 """
 
 from __future__ import annotations
@@ -17,47 +18,45 @@ import logging
 import pathlib
 import posixpath
 import uuid
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from stowax._codecs._item_manifest import digest
 from stowax._context import Settings
+from stowax._digest import PIECE_BYTES, digest_file
 from stowax._formats._base import ITEM_DOCUMENT
+from stowax._formats._detect import is_checkpoint
 from stowax._formats._orbax_json import (
     COMMIT_DOCUMENT,
     INDICATOR,
     METRICS_TYPESTR,
     ROOT_DOCUMENT,
+    UNFINISHED_MARK,
     encode_root,
     item_kind,
 )
 from stowax._formats._stowax import (
     MANIFEST,
-    PART_PREFIX,
-    PROCESS_PREFIX,
     ROOT_SEAL,
     encode_seal,
 )
 from stowax._handlers._json import JsonHandler
 from stowax._handlers._pytree import PyTreeHandler
-from stowax._item import complete_items, told_parts
+from stowax._item_write import complete_items, told_parts
 from stowax._manifest import Digest
 from stowax._operation import (
-    DRAFT_MARK,
     EngineTask,
     Operation,
     operation_id,
     store_of,
 )
 from stowax._runtime import Runtime, on_worker
-from stowax._stores._base import join, read_bytes, walk
+from stowax._stores._base import already_published, join, walk
 from stowax._tasks import finish_all
 from stowax.errors import CheckpointExistsError
 
 _logger = logging.getLogger("stowax")
-
-_GUEST_FILE_LIMIT_BYTES = 1 << 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +90,8 @@ async def begin(
         failure: Why this process cannot take part, if it cannot.
 
     Raises:
-        CheckpointExistsError: Something is at the path and may not be replaced.
+        CheckpointExistsError: Something is at the path and may not be replaced, be it
+            that the caller does not want it or that it is no checkpoint.
         Exception: The failure.
     """
     store, processes = store_of(settings, path), runtime.processes
@@ -109,19 +109,22 @@ async def begin(
 
     async def make_draft() -> bytes:
         await store.complete_replacement(path)
-        if not overwrite and await store.stat(path) is not None:
-            raise CheckpointExistsError(
-                f"{path} exists already. Choose another path, or replace it with "
-                "`overwrite=True`."
-            )
-        operation.directory = f"{path}{DRAFT_MARK}-{uuid.uuid4().hex}"
+        if await store.stat(path) is not None:
+            if not overwrite:
+                raise already_published(path)
+            if not await is_checkpoint(store, path):
+                raise CheckpointExistsError(
+                    f"{path} is no checkpoint, so it is not replaced; choose another "
+                    "path, or move away what is there"
+                )
+        operation.directory = f"{path}{UNFINISHED_MARK}-{uuid.uuid4().hex}"
         await store.make_directory(operation.directory)
         return operation.directory.encode()
 
     outcome: bytes | Exception = b"" if failure is None else failure
-    if failure is None and processes.is_primary:
-        outcome = await operation.attempt(make_draft())
     try:
+        if failure is None and processes.is_primary:
+            outcome = await operation.attempt(make_draft())
         drafts = await operation.agree("begin", outcome)
     except BaseException:
         await abandon(operation)
@@ -156,25 +159,28 @@ async def commit(
         Exception: Whatever a handler raised; what was at the path is untouched.
     """
 
-    async def seal_and_publish() -> bytes:
+    async def seal() -> bytes:
         await complete_items(operation, told)
-        await _publish(
-            operation,
-            path,
-            typestrs,
-            facts,
-            started_nsecs=started_nsecs,
-            replace=replace,
-        )
+        await _seal(operation, path, typestrs, facts, started_nsecs=started_nsecs)
         return b""
+
+    async def publish() -> bytes:
+        await operation.store.publish(operation.directory, path, replace=replace)
+        await operation.store.sync([posixpath.dirname(path)])
+        return b""
+
+    async def in_primary(point: str, work: Callable[[], Awaitable[bytes]]) -> None:
+        primary = operation.processes.is_primary
+        await operation.announce(
+            point, await operation.attempt(work()) if primary else b""
+        )
 
     try:
         written = await operation.attempt(_finish(operation, work))
         told = await operation.agree("written", written)
-        outcome: bytes | Exception = b""
-        if operation.processes.is_primary:
-            outcome = await operation.attempt(seal_and_publish())
-        await operation.announce("published", outcome)
+        await in_primary("sealed", seal)
+        operation.stop_clock()
+        await in_primary("published", publish)
     except BaseException:
         await abandon(operation)
         raise
@@ -185,9 +191,9 @@ async def commit(
 
 async def abandon(operation: Operation) -> None:
     """Removes the draft; failing that, leaves it, which does no harm."""
+    await operation.stop()
     if operation.scratch is not None:
         operation.scratch.cleanup()
-    await operation.stop()
     if not operation.processes.is_primary or not operation.directory:
         return
     try:
@@ -216,62 +222,61 @@ async def _finish_one(
         await asyncio.wrap_future(awaitable.future)
         await operation.store.make_directory(directory)
         return
-    await asyncio.wrap_future(operation.runtime.start_guest(awaitable))
+    await operation.run_guest(awaitable)
     await operation.store.make_directory(directory)
     if operation.scratch is not None:
         await _adopt(operation, directory)
-    loose = [
-        path
-        for path, entry in await walk(operation.store, directory)
-        if not entry.is_directory and not _is_engines(operation, path)
-    ]
-    await operation.store.sync(loose)
+    await _sync_guest_files(operation, directory)
 
 
 async def _adopt(operation: Operation, directory: str) -> None:
     """Copies into the store what a guest wrote into its scratch directory."""
     local = operation.local_directory(directory)
-    # A guest's files are small next to arrays, which go through the engine.
-    for relative, content in await on_worker(_read_all, local):
-        await operation.store.write(join(directory, relative), [content])
+    for file in await on_worker(_files_below, local):
+        path = join(directory, file.relative_to(local).as_posix())
+        await operation.store.write(path, _pieces_of(file))
 
 
-def _read_all(local: pathlib.Path) -> list[tuple[str, bytes]]:
-    return [
-        (file.relative_to(local).as_posix(), file.read_bytes())
-        for file in sorted(local.rglob("*"))
-        if file.is_file()
-    ]
+def _files_below(local: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(file for file in local.rglob("*") if file.is_file())
 
 
-def _is_engines(operation: Operation, path: str) -> bool:
-    """Whether the engine of this or another process makes a file durable."""
-    return any(
-        name in part.files or name.startswith((PROCESS_PREFIX, PART_PREFIX))
-        for directory, part in operation.parts.items()
-        if path.startswith(f"{directory}/") and (name := path[len(directory) + 1 :])
-    )
+def _pieces_of(file: pathlib.Path) -> Generator[bytes]:
+    with file.open("rb", buffering=0) as source:
+        while piece := source.read(PIECE_BYTES):
+            yield piece
 
 
-def _is_covered(operation: Operation, path: str) -> bool:
-    """Whether a manifest of this operation has the digest of a file."""
-    return any(
-        path == join(directory, MANIFEST)
-        or (
-            path.startswith(f"{directory}/") and path[len(directory) + 1 :] in files
-        )
-        for directory, (_, files) in operation.manifests.items()
-    )  # fmt: skip
+async def _sync_guest_files(operation: Operation, directory: str) -> None:
+    """Makes durable what guests have written.
+
+    Guests of other processes may still be at work in the same directory.  What one of
+    them renames in the meantime is found under its new name; what it removes is not
+    part of the item.
+    """
+    missing = None
+    while True:
+        try:
+            return await operation.store.sync(
+                [
+                    path
+                    for path, entry in await walk(operation.store, directory)
+                    if not entry.is_directory and not operation.covers(path)
+                ]
+            )
+        except FileNotFoundError as error:
+            if error.filename == missing:  # Found again, and gone again: no race.
+                raise
+            missing = error.filename
 
 
-async def _publish(
+async def _seal(
     operation: Operation,
     path: str,
     typestrs: Mapping[str, str],
     facts: RootFacts,
     *,
     started_nsecs: int,
-    replace: bool,
 ) -> None:
     store, draft = operation.store, operation.directory
     if facts.metrics is not None:
@@ -310,8 +315,6 @@ async def _publish(
         await _write(operation, name, data)
     directories = [p for p, entry in await walk(store, draft) if entry.is_directory]
     await store.sync([*directories, draft])
-    await store.publish(draft, path, replace=replace)
-    await store.sync([posixpath.dirname(path)])
 
 
 async def _write(operation: Operation, name: str, data: bytes) -> None:
@@ -340,10 +343,8 @@ async def _sum_guest_files(operation: Operation) -> dict[str, Digest]:
     store, draft = operation.store, operation.directory
     digests: dict[str, Digest] = {}
     for path, entry in await walk(store, draft):
-        if entry.is_directory or _is_covered(operation, path):
-            continue
-        data = await read_bytes(store, path, limit_bytes=_GUEST_FILE_LIMIT_BYTES)
-        digests[posixpath.relpath(path, draft)] = digest(data)
+        if not entry.is_directory and not operation.covers(path):
+            digests[posixpath.relpath(path, draft)] = await digest_file(store, path)
     return digests
 
 

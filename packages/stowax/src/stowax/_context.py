@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextvars
 import operator
-import pathlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar, final, overload
+
+from etils import epath
 
 from stowax._group import OptionGroup, assign, duplicate, hold, release
 from stowax.errors import UnsupportedOptionError
@@ -35,7 +36,6 @@ from stowax.options import (
     PyTreeOptions,
     SafetensorsOptions,
 )
-from stowax.tree import PyTreeKeyPath
 
 __all__ = ["Context"]
 
@@ -72,9 +72,6 @@ class Settings:
     post_finalization_callback: Callable[[], None] | None = None
     """Called once a background save is published and durable."""
 
-    path_class: type = pathlib.Path
-    """Class of the paths that we hand back."""
-
     store: object | None = None
     """The store to use; None for the one that the path names."""
 
@@ -86,21 +83,6 @@ class Settings:
 
     handlers: tuple[tuple[str | None, object], ...] = ()
     """Handlers on top of the registry, the last one first, with the name they serve."""
-
-    layout: CheckpointLayout = CheckpointLayout.ORBAX
-    """Which kind of checkpoint is loaded."""
-
-    write_concurrent_bytes: int | None = None
-    """Bytes in flight to the store; None for no limit."""
-
-    read_concurrent_bytes: int | None = None
-    """Bytes in flight from the store; None for no limit."""
-
-    transfer_concurrent_bytes: int | None = None
-    """Bytes in flight from devices to the host; None for no limit."""
-
-    is_prioritized_key_fn: Callable[[PyTreeKeyPath], bool] | None = None
-    """Which leaves to transfer first."""
 
     deepcopy_host_arrays: bool = True
     """Whether host arrays are copied before a background save begins."""
@@ -392,16 +374,10 @@ class Context(OptionGroup):
             partial_load=self.pytree.loading.partial_load,
             timeout_secs=self.asynchronous.timeout_secs,
             post_finalization_callback=self.asynchronous.post_finalization_callback,
-            path_class=self.file.path_class,
             store=self.file.store,
             runtime=self.runtime,
             registry=self.checkpointables.registry,
             handlers=tuple(self.checkpointables.handlers),
-            layout=self.checkpoint_layout,
-            write_concurrent_bytes=self.memory.write_concurrent_bytes,
-            read_concurrent_bytes=self.memory.read_concurrent_bytes,
-            transfer_concurrent_bytes=self.memory.transfer_concurrent_bytes,
-            is_prioritized_key_fn=self.memory.is_prioritized_key_fn,
             deepcopy_host_arrays=self.memory.deepcopy_host_arrays,
             barrier_prefix=self.multiprocessing.barrier_sync_key_prefix or "",
             refusals=_refusals(self),
@@ -475,6 +451,7 @@ _LIMITS: Final = (
     ),
     _Limit(option="memory.serialization_status_callback"),
     _Limit(option="file.path_permission_mode"),
+    _Limit(option="file.path_class", accepted=(epath.Path,), saving_only=False),
     _Limit(
         option="array.loading.enable_padding_and_truncation",
         accepted=(False,),

@@ -15,9 +15,9 @@ from typing import Any
 
 from stowax._context import check_supported, current_settings
 from stowax._formats._detect import open_checkpoint
-from stowax._formats._orbax_json import INDICATOR, ROOT_DOCUMENT
+from stowax._formats._orbax_json import INDICATOR, ROOT_DOCUMENT, UNFINISHED_MARK
 from stowax._formats._stowax import ROOT_SEAL
-from stowax._operation import DRAFT_MARK, Operation, absolute, in_place
+from stowax._operation import Operation, absolute, in_place
 from stowax._response import AsyncResponse, respond
 from stowax._runtime import Runtime
 from stowax._stores._base import Store, join, resolve
@@ -125,7 +125,7 @@ async def remove(store: Store, path: str) -> bool:
         Whether there was one.
     """
     await store.complete_replacement(path)
-    doomed = f"{path}{DRAFT_MARK}-delete-{uuid.uuid4().hex}"
+    doomed = f"{path}{UNFINISHED_MARK}-delete-{uuid.uuid4().hex}"
     try:
         await store.publish(path, doomed, replace=False)
     except FileNotFoundError:

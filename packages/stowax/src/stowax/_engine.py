@@ -10,13 +10,14 @@ Checksums are compared before anybody sees a byte.
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from stowax._box import Box, chunks_in, grid_counts
+from stowax._box import Box, chunks_in, grid_counts, ordinal_of
 from stowax._codecs._checksum import RunningChecksum, verify_blocks
 from stowax._codecs._item_manifest import build_table
 from stowax._codecs._zarr import TRAILER_BYTES, dtype_from_name, encode_trailer
@@ -63,6 +64,10 @@ async def write_chunks(
         _write_file(store, directory, file, parts, noted)
         for file, noted in zip(plan.files, sums, strict=True)
     )
+    return await on_worker(_table, plan, sums)
+
+
+def _table(plan: WritePlan, sums: Sequence[Sequence[Sequence[int]]]) -> ChunkTable:
     rows = [
         (c.leaf, position, c.chunk, c.offset_bytes, c.length_bytes, noted)
         for position, file in enumerate(plan.files)
@@ -140,32 +145,17 @@ def _gather_small(
         yield pending
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _ChunkRead:
     """One stored chunk and everything that is wanted of it."""
 
-    table: ChunkTable
-    row: int
     entry: LeafEntry
     box: Box
+    file: str
+    offset_bytes: int
+    length_bytes: int
+    sums: Sequence[int]
     uses: list[tuple[ReadRequest, Box]] = field(default_factory=list)
-
-    @property
-    def file(self) -> str:
-        return self.table.files[int(self.table.file[self.row])]
-
-    @property
-    def offset_bytes(self) -> int:
-        return int(self.table.offset_bytes[self.row])
-
-    @property
-    def length_bytes(self) -> int:
-        return int(self.table.length_bytes[self.row])
-
-    @property
-    def sums(self) -> Sequence[int]:
-        first = int(self.table.sum_ends[self.row - 1]) if self.row else 0
-        return self.table.sums[first : int(self.table.sum_ends[self.row])].tolist()
 
 
 class ChunkSource:
@@ -187,10 +177,7 @@ class ChunkSource:
         self._directory = directory
         self._leaves = manifest.leaves
         self._verify = verify
-        self._rows: dict[tuple[int, int], tuple[ChunkTable, int]] = {}
-        for table in manifest.chunks:
-            keys = zip(table.leaf.tolist(), table.chunk.tolist(), strict=True)
-            self._rows.update((key, (table, row)) for row, key in enumerate(keys))
+        self._tables = manifest.chunks
 
     async def read(self, requests: Sequence[ReadRequest]) -> None:
         """Fills every request; see `ArraySource`."""
@@ -200,8 +187,17 @@ class ChunkSource:
             async with slots:
                 await self._read_group(group)
 
-        groups = _neighbours(self._chunks_of(requests))
+        groups = _neighbours(await on_worker(self._chunks_of, requests))
         await run_all(read_group(group) for group in groups)
+
+    @functools.cached_property
+    def _rows(self) -> dict[tuple[int, int], tuple[ChunkTable, int]]:
+        """Where the chunks lie; made for the first read, on its worker."""
+        rows: dict[tuple[int, int], tuple[ChunkTable, int]] = {}
+        for table in self._tables:
+            keys = zip(table.leaf.tolist(), table.chunk.tolist(), strict=True)
+            rows.update((key, (table, row)) for row, key in enumerate(keys))
+        return rows
 
     def _chunks_of(self, requests: Sequence[ReadRequest]) -> list[_ChunkRead]:
         """Every chunk that is needed, once, in order of its place."""
@@ -212,10 +208,7 @@ class ChunkSource:
             for grid_index, box in chunks_in(
                 request.box, entry.shape, entry.chunk_shape
             ):
-                ordinal = 0
-                for i, count in zip(grid_index, counts, strict=True):
-                    ordinal = ordinal * count + i
-                key = (request.leaf, ordinal)
+                key = (request.leaf, ordinal_of(grid_index, counts))
                 if key not in found:
                     found[key] = self._locate(entry, key, box)
                 common = box.intersect(request.box)
@@ -230,7 +223,15 @@ class ChunkSource:
                 "manifest"
             )
         table, row = self._rows[key]
-        chunk = _ChunkRead(table, row, entry, box)
+        first_sum = int(table.sum_ends[row - 1]) if row else 0
+        chunk = _ChunkRead(
+            entry=entry,
+            box=box,
+            file=table.files[int(table.file[row])],
+            offset_bytes=int(table.offset_bytes[row]),
+            length_bytes=int(table.length_bytes[row]),
+            sums=table.sums[first_sum : int(table.sum_ends[row])].tolist(),
+        )
         dtype = dtype_from_name(entry.dtype or "")
         length_bytes = math.prod(entry.chunk_shape) * dtype.itemsize
         if chunk.length_bytes != length_bytes:
@@ -284,15 +285,15 @@ class ChunkSource:
     def _check(self, path: str, chunk: _ChunkRead, payload: np.ndarray) -> None:
         if not self._verify:
             return
-        sums = chunk.sums
-        bad = verify_blocks(payload.data, sums)
+        bad = verify_blocks(payload.data, chunk.sums)
         if bad is not None:
             raise CorruptCheckpointError(
                 f"{path}: bytes {chunk.offset_bytes} to "
                 f"{chunk.offset_bytes + chunk.length_bytes} do not match their "
-                f"checksum (MiB {bad} of {len(sums)}); they hold {chunk.box} of leaf "
-                f"{chunk.entry.name!r}. Load an older checkpoint, or these bytes as "
-                "they are with `Context(integrity=IntegrityOptions(verify=False))`."
+                f"checksum (MiB {bad} of {len(chunk.sums)}); they hold {chunk.box} of "
+                f"leaf {chunk.entry.name!r}. Load an older checkpoint, or these bytes "
+                "as they are with "
+                "`Context(integrity=IntegrityOptions(verify=False))`."
             )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
-from stowax._context import current_settings
+from stowax._context import Settings, current_settings
 from stowax._formats._base import OpenCheckpoint
 from stowax._formats._detect import open_checkpoint
 from stowax._handlers._base import OwnHandler
@@ -14,14 +14,23 @@ from stowax._handlers._registry import Handlers
 from stowax._load import (
     AUTO,
     guest_directory,
+    in_time,
     item_kinds,
     open_for_reading,
     tree_name,
 )
 from stowax._metadata import CheckpointMetadata
-from stowax._operation import Operation, OperationPath, absolute, in_place
-from stowax._runtime import drive
-from stowax.errors import StowaxError
+from stowax._operation import (
+    Operation,
+    OperationPath,
+    absolute,
+    in_place,
+    runtime_of,
+    store_of,
+)
+from stowax.errors import CorruptCheckpointError, InvalidLayoutError
+
+T = TypeVar("T")
 
 
 def metadata(
@@ -43,6 +52,9 @@ def metadata(
         InvalidLayoutError: It is no checkpoint.
         CheckpointableNotFoundError: It holds no tree of that name.
         CorruptCheckpointError: A document is damaged.
+        DeadlineError: It took longer than `AsyncOptions.timeout_secs`.
+        RunningLoopError: Called in a callback of `on_complete`, where it could not go
+            on.
 
     Example:
         >>> import jax.numpy as jnp
@@ -52,24 +64,21 @@ def metadata(
         >>> stowax.metadata(path).metadata["w"].shape
         (2, 3)
     """
-    location = absolute(path)
-    if checkpointable_name is None:
-
-        async def read_item() -> CheckpointMetadata[Any]:
-            tree = await PyTreeHandler().metadata(location)
-            return CheckpointMetadata(location, metadata=tree)
-
-        return drive(read_item())
+    location, settings = absolute(path), current_settings()
 
     async def read() -> CheckpointMetadata[Any]:
-        checkpoint, operation = await open_for_reading(location, current_settings())
+        if checkpointable_name is None:
+            operation = in_place(location, settings)
+            tree = await PyTreeHandler().metadata(OperationPath(operation, location))
+            return CheckpointMetadata(location, metadata=tree)
+        checkpoint, operation = await open_for_reading(location, settings)
         kinds = await item_kinds(operation, checkpoint)
         name = tree_name(checkpoint, kinds, checkpointable_name)
         directory = OperationPath(operation, checkpoint.items[name])
         tree = await PyTreeHandler().metadata(directory)
         return _described(checkpoint, tree)
 
-    return drive(read())
+    return _look(read, settings, location)
 
 
 def checkpointables_metadata(path: Any) -> CheckpointMetadata[dict[str, Any]]:
@@ -92,10 +101,10 @@ def checkpointables_metadata(path: Any) -> CheckpointMetadata[dict[str, Any]]:
         >>> stowax.checkpointables_metadata(path).metadata
         {'a': {'x': 0}, 'b': 'string'}
     """
-    location = absolute(path)
+    location, settings = absolute(path), current_settings()
 
     async def read() -> CheckpointMetadata[dict[str, Any]]:
-        checkpoint, operation = await open_for_reading(location, current_settings())
+        checkpoint, operation = await open_for_reading(location, settings)
         handlers = Handlers(operation.settings)
         kinds = await item_kinds(operation, checkpoint)
         found: dict[str, Any] = {}
@@ -105,7 +114,7 @@ def checkpointables_metadata(path: Any) -> CheckpointMetadata[dict[str, Any]]:
             found[name] = await _metadata_by(handler, operation, directory)
         return _described(checkpoint, found)
 
-    return drive(read())
+    return _look(read, settings, location)
 
 
 def is_orbax_checkpoint(path: Any) -> bool:
@@ -116,14 +125,24 @@ def is_orbax_checkpoint(path: Any) -> bool:
         >>> stowax.is_orbax_checkpoint(getfixture("tmp_path"))
         False
     """
-    location = absolute(path)
-    settings = current_settings()
-    operation = in_place(location, settings)
-    try:
-        operation.runtime.run(open_checkpoint(operation.store, location, verify=False))
-    except (StowaxError, OSError):
-        return False
-    return True
+    location, settings = absolute(path), current_settings()
+    store = store_of(settings, location)
+
+    async def read() -> bool:
+        try:
+            await open_checkpoint(store, location, verify=False)
+        except (InvalidLayoutError, CorruptCheckpointError, OSError):
+            return False
+        return True
+
+    return runtime_of(settings).run(in_time(read, settings, f"look at {location}"))
+
+
+def _look(
+    read: Callable[[], Coroutine[Any, Any, T]], settings: Settings, location: str
+) -> T:
+    work = in_time(read, settings, f"look at {location}")
+    return runtime_of(settings).drive(work)
 
 
 async def _metadata_by(handler: Any, operation: Operation, directory: str) -> Any:

@@ -2,8 +2,9 @@
 
 The only place where names are made.  A tree becomes a `Node` skeleton, in which every
 leaf is a number, and the list of leaves in that order.  Dictionary keys are sorted, so
-that every process of a run comes to the same order; keys keep their type, so that
-`{1: x}` and `{"1": x}` differ.
+that every process of a run comes to the same order.  In a stored skeleton keys of the
+types str, int, bool and None keep their type, so that `{1: x}` and `{"1": x}` differ;
+any other key, `1.5` or a NumPy integer among them, comes back as its text.
 
 Names are those of Orbax: key texts joined with ".", without escaping (which is why two
 paths may collide, and why `check_names` refuses that before anything is written).
@@ -18,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from stowax.errors import KeyPathCollisionError, TreeError
+from stowax.errors import KeyPathCollisionError, StowaxError, TreeError
 
 Role = Literal["key", "field", "index", "child"]
 """What a key is in its container: dict key, attribute or NamedTuple field, position in
@@ -55,6 +56,10 @@ def at_leaf(name: str) -> Generator[None]:
     """Adds the name of a leaf to whatever is raised inside."""
     try:
         yield
+    except StowaxError as error:
+        # In the message, which is what is printed and logged.
+        error.args = (f"leaf {name or '<root>'!r}: {error.args[0]}", *error.args[1:])
+        raise
     # Any failure deserves its place; the note keeps type and traceback intact.
     except Exception as error:
         error.add_note(f"at leaf {name or '<root>'}")
@@ -63,7 +68,7 @@ def at_leaf(name: str) -> Generator[None]:
 
 def leaf_name(path: KeyPath) -> str:
     """The name of a leaf on disk and in messages: `params.dense.kernel`."""
-    return ".".join(key.text for key in path)
+    return ".".join([key.text for key in path])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +97,11 @@ class FlatTree:
 
 
 def flatten(tree: Any) -> FlatTree:
-    """Takes a tree apart: whatever JAX knows as a container, and None, is a node."""
+    """Takes a tree apart: whatever JAX knows as a container, and None, is a node.
+
+    Raises:
+        TreeError: It is too deep for this Python.
+    """
     paths: list[KeyPath] = []
     leaves: list[Any] = []
 
@@ -110,7 +119,12 @@ def flatten(tree: Any) -> FlatTree:
             kind=kind, keys=keys, children=children, type_name=type_name, build=build
         )
 
-    root = visit(tree, ())
+    try:
+        root = visit(tree, ())
+    except RecursionError as error:
+        raise TreeError(
+            "the tree is nested too deeply, or contains itself; nothing was written"
+        ) from error
     names = tuple(map(leaf_name, paths))
     return FlatTree(root, tuple(paths), names, tuple(leaves))
 
@@ -151,6 +165,11 @@ def walk(node: Node, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Node]]:
         yield from walk(child, (*path, key))
 
 
+def array_prefix(name: str) -> str:
+    """What the keys of an array of this name begin with, as TensorStore makes them."""
+    return name if name.endswith("/") or not name else f"{name}/"
+
+
 def check_names(root: Node) -> None:
     """Refuses a tree in which two entries would get one name on disk.
 
@@ -163,7 +182,7 @@ def check_names(root: Node) -> None:
         name = leaf_name(path)
         if not name.isascii():
             _check_encodable(name, path)
-        other = seen.setdefault(name, path)
+        other = seen.setdefault(array_prefix(name), path)
         if other is not path:
             clashes.append(
                 f"  {leaf_name(path)!r}: {describe(other)} and {describe(path)}"
@@ -172,7 +191,8 @@ def check_names(root: Node) -> None:
         raise KeyPathCollisionError(
             f"{len(clashes)} name(s) on disk would stand for two leaves each:\n"
             + "\n".join(clashes)
-            + "\nKey texts are joined with '.', so rename one key of each pair. "
+            + "\nKey texts are joined with '.', and a '/' at the end does not count: "
+            "rename one key of each pair. "
             "Nothing was written."
         )
 
@@ -347,7 +367,8 @@ def _key_of_jax(key: Any) -> Key:
 
 
 def _key_to_json(key: Key) -> Any:
-    value = key.value if isinstance(key.value, _NATIVE_KEYS) else key.text
+    # By the exact type: a string of an `Enum` is known by its text, as in names.
+    value = key.value if type(key.value) in _NATIVE_KEYS else key.text
     return value if key.role == "key" else [key.role, value]
 
 

@@ -5,20 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Mapping,
+)
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
 from stowax._context import Settings, check_supported, current_settings
+from stowax._digest import digest_file, read_pieces
 from stowax._formats._base import ItemKind, OpenCheckpoint
 from stowax._formats._detect import open_checkpoint
 from stowax._formats._orbax_json import item_kind
-from stowax._formats._stowax import read_document
+from stowax._formats._stowax import ROOT_SEAL, check_digest
 from stowax._handlers._base import OwnHandler
 from stowax._handlers._pytree import PyTreeHandler
 from stowax._handlers._registry import STATE_NAME, Handlers
+from stowax._manifest import Digest
 from stowax._metadata import CheckpointMetadata
 from stowax._operation import (
     Operation,
@@ -29,16 +38,23 @@ from stowax._operation import (
     runtime_of,
 )
 from stowax._response import AsyncResponse, respond
-from stowax._runtime import Runtime, drive
-from stowax._stores._base import walk
+from stowax._runtime import Runtime, on_worker
+from stowax._stores._base import join, read_bytes, resolve, walk
+from stowax._tasks import drop
 from stowax.errors import (
     CheckpointableNotFoundError,
+    CorruptCheckpointError,
     DeadlineError,
     InvalidLayoutError,
 )
 
+T = TypeVar("T")
+
 AUTO = "AUTO"
 """Stands for "the tree of this checkpoint" where a checkpointable is named."""
+
+_ATTEMPT_COUNT = 10
+"""How often a load begins anew because the checkpoint was replaced under it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +96,8 @@ def load(
         CheckpointableNotFoundError: It holds no tree of that name.
         TreeMismatchError: Lists every leaf that does not fit.
         CorruptCheckpointError: Bytes are not what was saved; names leaf and file.
+        RunningLoopError: Called in a callback of `on_complete`, where it could not go
+            on.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -148,12 +166,12 @@ def load_checkpointables_async(
 class _Load:
     """A load that may run on the caller's thread or on one of its own."""
 
-    work: Awaitable[Any]
+    work: Coroutine[Any, Any, Any]
     runtime: Runtime
     what: str
 
     def now(self) -> Any:
-        return drive(self.work)
+        return self.runtime.drive(self.work)
 
     def later(self) -> AsyncResponse[Any]:
         return respond(
@@ -163,36 +181,42 @@ class _Load:
 
 def _start_load(path: Any, target: Any, name: str | None) -> _Load:
     settings, runtime, location = _door(path)
+    what = f"load of {location}"
     if isinstance(target, CheckpointMetadata):
         target = target.metadata
 
     async def work() -> Any:
         if name is None:
-            operation = in_place(location, settings)
-            return await _load_item(
-                operation, location, "", target, PyTreeHandler(), None
-            )
-        checkpoint, operation = await open_for_reading(location, settings)
+            return await (await PyTreeHandler().load(location, target))
+        return await _unless_replaced(location, settings, load_tree)
+
+    async def load_tree(checkpoint: OpenCheckpoint, operation: Operation) -> Any:
+        assert name is not None
         chosen = tree_name(checkpoint, await item_kinds(operation, checkpoint), name)
         loaded = await _load_named(checkpoint, operation, {chosen: target}, settings)
         return loaded[chosen]
 
-    return _Load(_within(work(), settings, location), runtime, f"load of {location}")
+    return _Load(in_time(work, settings, what), runtime, what)
 
 
 def _start_load_checkpointables(path: Any, targets: Any) -> _Load:
     settings, runtime, location = _door(path)
+    what = f"load of {location}"
     if isinstance(targets, CheckpointMetadata):
         targets = targets.metadata
 
-    async def work() -> dict[str, Any]:
-        checkpoint, operation = await open_for_reading(location, settings)
+    async def load_all(
+        checkpoint: OpenCheckpoint, operation: Operation
+    ) -> dict[str, Any]:
         asked = dict.fromkeys(checkpoint.items) if targets is None else dict(targets)
         return await _load_named(
             checkpoint, operation, asked, settings, required=targets is not None
         )
 
-    return _Load(_within(work(), settings, location), runtime, f"load of {location}")
+    async def work() -> dict[str, Any]:
+        return await _unless_replaced(location, settings, load_all)
+
+    return _Load(in_time(work, settings, what), runtime, what)
 
 
 def _door(path: Any) -> tuple[Settings, Runtime, str]:
@@ -201,17 +225,70 @@ def _door(path: Any) -> tuple[Settings, Runtime, str]:
     return settings, runtime_of(settings), absolute(path)
 
 
-async def _within(work: Awaitable[Any], settings: Settings, location: str) -> Any:
+async def in_time(
+    work: Callable[[], Coroutine[Any, Any, T]], settings: Settings, what: str
+) -> T:
+    """Does work within the deadline of the Context.
+
+    Raises:
+        DeadlineError: It took longer.
+    """
     try:
         async with asyncio.timeout(settings.timeout_secs):
-            return await work
+            return await work()
     except TimeoutError as error:
         if isinstance(error, DeadlineError):
             raise
         raise DeadlineError(
-            f"the load of {location} took longer than {settings.timeout_secs:g} s; "
+            f"the {what} took longer than {settings.timeout_secs:g} s; "
             "allow more with `AsyncOptions(timeout_secs=...)`"
         ) from error
+
+
+async def _unless_replaced(
+    location: str,
+    settings: Settings,
+    read: Callable[[OpenCheckpoint, Operation], Coroutine[Any, Any, T]],
+) -> T:
+    """Opens a checkpoint and reads it; again, if it has been replaced meanwhile.
+
+    Files are found by their paths, so a load that overlaps with `overwrite=True` may
+    meet files of both checkpoints. Checksums tell, and so does the seal, which no two
+    checkpoints have in common.
+
+    Raises:
+        Exception: Whatever went wrong in a checkpoint that stayed where it was.
+    """
+    for _ in range(_ATTEMPT_COUNT):
+        before = await _seal(location, settings)
+        try:
+            result = await read(*await open_for_reading(location, settings))
+        except (CorruptCheckpointError, InvalidLayoutError, OSError):
+            if await _seal(location, settings) == before:
+                raise
+            continue
+        if settings.verify or await _seal(location, settings) == before:
+            return result
+    raise CorruptCheckpointError(
+        f"{location} was replaced {_ATTEMPT_COUNT} times while it was being loaded; "
+        "load it when nobody is saving to the same path"
+    )
+
+
+async def _seal(location: str, settings: Settings) -> bytes | None:
+    """What identifies the checkpoint that is at a path now; None if nothing does."""
+    operation = in_place(location, settings)
+    store = operation.store
+
+    async def read() -> bytes | None:
+        try:
+            return await read_bytes(
+                store, join(await resolve(store, location), ROOT_SEAL)
+            )
+        except (CorruptCheckpointError, OSError):
+            return None
+
+    return await operation.submit(read())
 
 
 async def open_for_reading(
@@ -293,33 +370,52 @@ async def _load_named(
                 "`stowax.handlers.register_handler`, or give the object to load into."
             )
         chosen[name] = handler
-    loaded: dict[str, Any] = {}
-    for name, handler in chosen.items():
-        directory, typestr = checkpoint.items[name], checkpoint.typestrs.get(name)
-        with _noting(f"while loading the checkpointable {name!r}"):
-            loaded[name] = await _load_item(
-                operation, directory, name, targets[name], handler, typestr
-            )
+    async with contextlib.AsyncExitStack() as directories:
+        begun: dict[str, Awaitable[Any]] = {}
+        loaded: dict[str, Any] = {}
+        try:
+            # All first phases before any second: what does not fit is found before
+            # the first object is loaded into.
+            for name, handler in chosen.items():
+                with _noting(f"while loading the checkpointable {name!r}"):
+                    begun[name] = await _begin_item(
+                        checkpoint, operation, name, targets[name], handler, directories
+                    )
+            for name in chosen:
+                with _noting(f"while loading the checkpointable {name!r}"):
+                    loaded[name] = await begun.pop(name)
+        finally:
+            for rest in begun.values():
+                drop(rest)
+            # Only after a failure is there anything that still reads.
+            await asyncio.wrap_future(operation.runtime.submit(operation.stop()))
     return loaded
 
 
-async def _load_item(
+async def _begin_item(
+    checkpoint: OpenCheckpoint,
     operation: Operation,
-    directory: str,
     name: str,
     target: Any,
     handler: Any | None,
-    typestr: str | None,
-) -> Any:
-    """Loads one item, with both phases of its handler on this thread."""
+    directories: contextlib.AsyncExitStack,
+) -> Awaitable[Any]:
+    """First phase of loading one item, on this thread as the second."""
+    directory = checkpoint.items[name]
     if handler is None:
-        entries = await operation.submit(operation.store.list(directory))
-        files = tuple(entry.name for entry in entries)
-        return OpaqueCheckpointable(path=directory, typestr=typestr, files=files)
+        return _describe(operation, directory, checkpoint.typestrs.get(name))
     if isinstance(handler, OwnHandler):
-        return await (await handler.load(OperationPath(operation, directory), target))
-    async with guest_directory(operation, directory) as local:
-        return await (await handler.load(local, target))
+        return await handler.load(OperationPath(operation, directory), target)
+    local = await directories.enter_async_context(guest_directory(operation, directory))
+    return await handler.load(local, target)
+
+
+async def _describe(
+    operation: Operation, directory: str, typestr: str | None
+) -> OpaqueCheckpointable:
+    entries = await operation.submit(operation.store.list(directory))
+    files = tuple(entry.name for entry in entries)
+    return OpaqueCheckpointable(path=directory, typestr=typestr, files=files)
 
 
 @contextlib.asynccontextmanager
@@ -342,7 +438,15 @@ async def _verify_guest_files(operation: Operation, directory: str) -> None:
         return
     for path, digest in operation.digests.items():
         if path.startswith(f"{directory}/"):
-            await read_document(operation.store, path, digest, verify=True)
+            await _verify_guest_file(operation, path, digest)
+
+
+async def _verify_guest_file(operation: Operation, path: str, expected: Digest) -> None:
+    try:
+        found = await digest_file(operation.store, path)
+    except FileNotFoundError:
+        found = None
+    check_digest(path, found, expected)
 
 
 async def _export(operation: Operation, directory: str, scratch: str) -> None:
@@ -351,10 +455,10 @@ async def _export(operation: Operation, directory: str, scratch: str) -> None:
         local = epath.Path(scratch) / path[len(directory) + 1 :]
         if entry.is_directory:
             local.mkdir(parents=True, exist_ok=True)
-        else:
-            content = bytearray(entry.size_bytes)
-            await operation.store.read_into(path, 0, content)
-            local.write_bytes(bytes(content))
+            continue
+        with await on_worker(open, local, "xb") as file:
+            async for piece in read_pieces(operation.store, path):
+                await on_worker(file.write, piece)
 
 
 def _not_found(checkpoint: OpenCheckpoint, name: str) -> CheckpointableNotFoundError:

@@ -16,6 +16,7 @@ import os
 import pathlib
 import posixpath
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar, cast
@@ -24,6 +25,7 @@ from etils import epath
 
 from stowax import errors
 from stowax._context import Settings
+from stowax._formats._stowax import MANIFEST, PART_PREFIX, PROCESS_PREFIX
 from stowax._manifest import Digest
 from stowax._processes import Processes
 from stowax._runtime import Runtime, default_runtime
@@ -34,19 +36,23 @@ from stowax.errors import (
     InvalidNameError,
     PeerFailedError,
     ProcessesError,
+    SaveError,
 )
 
 T = TypeVar("T")
 
-DRAFT_MARK = ".orbax-checkpoint-tmp"
-"""Orbax takes every name that contains this for an unfinished checkpoint."""
+GUEST_GRACE_SECS = 5.0
+"""How long a guest may go on after its operation was given up, before the directory
+that it may be writing to is deleted."""
+
+_ENGINE_PREFIXES = (PROCESS_PREFIX, PART_PREFIX)
 
 _OK, _FAILED = b"\0", b"\1"
 
-_LENT: Final[contextvars.ContextVar[str | None]] = contextvars.ContextVar(
-    "stowax_lent_directory", default=None
+_LENT: Final[contextvars.ContextVar[tuple[str, ...]]] = contextvars.ContextVar(
+    "stowax_lent_directories", default=()
 )
-"""The local directory that the guest running now reads a copy of its item from."""
+"""The local directories that guests of this load read copies of their items from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +94,14 @@ class Operation:
     """On load: digests of files that no item manifest covers, by full path."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
     """What was submitted and has not ended; only the engine's loop touches it."""
+    guests: set[asyncio.Future[Any]] = field(default_factory=set[asyncio.Future[Any]])
+    """What guests do and have not ended; only the engine's loop touches it."""
+    is_stopped: bool = False
+    """Whether nothing may begin any more; only the engine's loop changes it."""
     scratch: tempfile.TemporaryDirectory[str] | None = None
     """Where guests write when the store is no directory."""
+    scratch_lock: threading.Lock = field(default_factory=threading.Lock)
+    """Guards the making of it: guests come from threads of their own."""
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> EngineTask[T]:
         """Starts work of our own on the engine's loop."""
@@ -97,6 +109,9 @@ class Operation:
         async def tracked() -> T:
             task = asyncio.current_task()
             assert task is not None
+            if self.is_stopped:
+                coroutine.close()
+                raise self._over()
             self.tasks.add(task)
             try:
                 return await coroutine
@@ -105,17 +120,42 @@ class Operation:
 
         return EngineTask(self.runtime.submit(tracked()))
 
+    async def run_guest(self, awaitable: Awaitable[None]) -> None:
+        """Runs the second phase of a guest; called on the engine's loop."""
+        guest = asyncio.wrap_future(self.runtime.start_guest(awaitable))
+        self.guests.add(guest)
+        guest.add_done_callback(self.guests.discard)
+        # Who stops to wait for a guest does not stop the guest.
+        await asyncio.shield(guest)
+
     async def stop(self) -> None:
-        """Ends what was submitted; afterwards nothing of it touches the store."""
+        """Ends everything; afterwards nothing of it touches the store.
+
+        Guests cannot be ended. Those that wait for us are told, and all have a short
+        time to come to their end.
+        """
+        self.is_stopped = True
         while tasks := set(self.tasks):
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+        if self.guests:
+            await asyncio.wait(self.guests, timeout=GUEST_GRACE_SECS)
+
+    def _over(self) -> SaveError:
+        return SaveError(f"{self.what} is over; nothing can be added to it any more")
 
     def start_clock(self) -> None:
         """From now on all work and all waits together have the time that is allowed."""
         loop = asyncio.get_running_loop()
         self.deadline = loop.time() + self.settings.timeout_secs
+
+    def stop_clock(self) -> None:
+        """From now on work takes the time that it takes, and a wait has it all again.
+
+        For what must not be given up halfway.
+        """
+        self.deadline = None
 
     async def attempt(self, work: Awaitable[bytes]) -> bytes | Exception:
         """Does work in time, and makes of a failure a value that others can be told.
@@ -210,10 +250,33 @@ class Operation:
         local = self.store.local_path(path)
         if local is not None:
             return local
-        if self.scratch is None:
-            self.scratch = tempfile.TemporaryDirectory(prefix="stowax-")
+        with self.scratch_lock:
+            if self.scratch is None:
+                if self.is_stopped:
+                    raise self._over()
+                self.scratch = tempfile.TemporaryDirectory(
+                    prefix="stowax-", ignore_cleanup_errors=True
+                )
         relative = posixpath.relpath(path, self.directory)
         return pathlib.Path(self.scratch.name, relative)
+
+    def covers(self, path: str) -> bool:
+        """Whether the engine, here or elsewhere, wrote a file, and its manifest knows.
+
+        As long as an item has no manifest, the files of other processes in it are told
+        by their names.
+        """
+        for directory, part in self.parts.items():
+            if not path.startswith(f"{directory}/"):
+                continue
+            name = path[len(directory) + 1 :]
+            if directory in self.manifests:
+                is_covered = name == MANIFEST or name in self.manifests[directory][1]
+            else:
+                is_covered = name in part.files or name.startswith(_ENGINE_PREFIXES)
+            if is_covered:
+                return True
+        return False
 
 
 def _encode(outcome: bytes | Exception) -> bytes:
@@ -238,6 +301,24 @@ class OperationPath:
     def __init__(self, operation: Operation, location: str) -> None:
         self.operation = operation
         self.location = location
+
+    @classmethod
+    async def of(
+        cls, directory: Any, settings: Settings, *, verb: str = "load"
+    ) -> OperationPath:
+        """A handler's directory, with the operation that it carries or one of its own.
+
+        Args:
+            directory: An `OperationPath`, a plain path, or a `PathAwaitingCreation`.
+            settings: Those of an operation of its own.
+            verb: See `in_place`.
+        """
+        if isinstance(directory, OperationPath):
+            return directory
+        if not isinstance(directory, str | os.PathLike):
+            directory = await directory.await_creation()
+        location = absolute(directory)
+        return cls(in_place(location, settings, verb=verb), location)
 
     @property
     def path(self) -> epath.Path:
@@ -270,13 +351,16 @@ def absolute(path: Any) -> str:
         raise InvalidNameError(f"{path!r} is no path of a checkpoint")
     if "://" not in text:
         text = pathlib.Path(os.path.abspath(text)).as_posix()
-    return text.rstrip("/")
+    location = text.rstrip("/")
+    if not location:
+        raise InvalidNameError("the root directory is no path of a checkpoint")
+    return location
 
 
 @contextlib.contextmanager
 def lending(directory: str) -> Generator[None]:
     """Lets a handler inside a guest read the guest's copy, whatever the store is."""
-    token = _LENT.set(directory)
+    token = _LENT.set((*_LENT.get(), directory))
     try:
         yield
     finally:
@@ -285,8 +369,7 @@ def lending(directory: str) -> Generator[None]:
 
 def store_of(settings: Settings, path: str) -> Store:
     """The store that the Context chose, else the path's own."""
-    lent = _LENT.get()
-    is_lent = lent is not None and (path == lent or path.startswith(f"{lent}/"))
+    is_lent = any(path == d or path.startswith(f"{d}/") for d in _LENT.get())
     if settings.store is not None and not is_lent:
         return cast("Store", settings.store)
     return open_store(path)

@@ -271,7 +271,7 @@ class JaxProcesses:
             f"{self._keys_of(name)}/{directory}", expected or range(self.count)
         )
         if reason.startswith("DEADLINE_EXCEEDED"):
-            waited_secs = round(timeout_secs, 2)
+            waited_secs = round(timeout_secs, 1)
             raise DeadlineError(f"{who}: waited {waited_secs:g} s at {name!r}")
         raise PeerFailedError(f"{who}: could not meet at {name!r}: {reason}")
 

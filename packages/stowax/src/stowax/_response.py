@@ -39,6 +39,8 @@ class AsyncResponse(Protocol[T_co]):
         Raises:
           DeadlineError: When the operation is not done in time. It goes on, and
             `result` may be called again.
+          RunningLoopError: When it is not done, and called where the operation would
+            have to go on: in a callback of `on_complete`.
         """
         ...
 
@@ -59,6 +61,7 @@ class Response(Generic[T]):
         self, runtime: Runtime, future: concurrent.futures.Future[T], what: str
     ) -> None:
         self._what = what
+        self._runtime = runtime
         self._unseen = runtime.unseen_failures
         # Resolved after a failure has been put on record, so that whoever learns of
         # the failure finds it there to take off again.
@@ -71,6 +74,8 @@ class Response(Generic[T]):
         future.add_done_callback(self._complete)
 
     def result(self, timeout: float | None = None) -> T:
+        if not self._outcome.done():
+            self._runtime.check_can_wait()
         with self._lock:
             self._asker_count += 1
         try:
@@ -115,7 +120,7 @@ class Response(Generic[T]):
         if error is None:
             self._outcome.set_result(future.result())
             return
-        error.add_note(f"in the background {self._what}")
+        error.add_note(f"in the {self._what}")
         with self._lock:
             self._failure = Failure(what=self._what, error=error)
         self._record()

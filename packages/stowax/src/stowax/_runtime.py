@@ -12,6 +12,10 @@ Three kinds of code run here, and never in each other's place:
   engine's loop. Their first phase runs on the thread of the caller (`drive`), their
   second on a thread that exists only as long as they do (`Runtime.start_guest`).
 
+Python 3.12 and later start no thread once the interpreter is ending, which is when
+operations in flight are finished. So the loop, the workers and a spare thread for
+guests are started together, before there is any operation.
+
 The end of the interpreter has two phases. Handlers of `atexit` run last in, first out:
 `Runtime._at_exit` is registered when a runtime starts, so it waits for the operations
 in flight before older handlers (the one that disconnects `jax.distributed`, for one)
@@ -69,7 +73,9 @@ class Runtime:
         self._lock = threading.Lock()
         self._loop: _Loop | None = None
         self._thread: threading.Thread | None = None
-        self._guests: set[threading.Thread] = set()
+        self._guests: dict[threading.Thread, threading.Event] = {}
+        # For guests that come when no thread can be started; they take turns.
+        self._spare = _Workers("stowax-spare", thread_count=1)
         self._is_closed = False
         self._serials: dict[str, int] = {}
         self._pid = 0
@@ -86,8 +92,11 @@ class Runtime:
     def serial(self, key: str) -> int:
         """Counts the calls with a key, from 0.
 
-        Processes that do the same things in the same order come to the same names.
+        Processes that do the same things in the same order come to the same names. One
+        process alone has nobody to meet: it keeps no count, and the answer is 0.
         """
+        if self.processes.count == 1:
+            return 0
         with self._lock:
             count = self._serials.get(key, 0)
             self._serials[key] = count + 1
@@ -100,13 +109,12 @@ class Runtime:
         meanwhile. An interrupt (Ctrl-C) cancels the coroutine.
 
         Raises:
-          RunningLoopError: When called on the background loop, which would wait for
-            itself.
+          RunningLoopError: See `check_can_wait`.
         """
         # In hand before anything begins, so that an interrupt always finds it.
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         try:
-            self._refuse_own_loop(coroutine)
+            self._check_can_wait_for(coroutine)
             self._begin(coroutine, future)
             return future.result()
         except BaseException:
@@ -117,6 +125,15 @@ class Runtime:
             # The error holds this frame, which must not hold the error: such a cycle
             # would keep the caller's arrays until the next garbage collection.
             del future
+
+    def drive(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the calling thread, as `drive` does.
+
+        Raises:
+          RunningLoopError: See `check_can_wait`.
+        """
+        self._check_can_wait_for(coroutine)
+        return drive(coroutine)
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Starts a coroutine on the background loop; in flight until it is done."""
@@ -131,42 +148,45 @@ class Runtime:
         """
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()
+        ended = threading.Event()
+        context = contextvars.copy_context()
 
         def serve() -> None:
             try:
-                future.set_result(_run_on_fresh_loop(awaitable))
+                future.set_result(context.run(_run_on_fresh_loop, awaitable))
             except BaseException as error:  # noqa: BLE001 it belongs to the waiter
                 future.set_exception(error)
             finally:
                 with self._lock:
-                    self._guests.discard(thread)
+                    del self._guests[thread]
+                ended.set()
 
         self._started_loop()
-        thread = threading.Thread(
-            target=contextvars.copy_context().run,
-            args=(serve,),
-            name="stowax-guest",
-            daemon=True,
-        )
+        thread = threading.Thread(target=serve, name="stowax-guest", daemon=True)
         with self._lock:
+            self._guests[thread] = ended
+        try:
             thread.start()
-            self._guests.add(thread)
+        except RuntimeError:  # The interpreter is ending, or the system has no more.
+            self._spare.submit(serve)
         return future
 
     def finish(self) -> None:
         """Waits until nothing is in flight.
 
         Raises:
-          RunningLoopError: When called on the background loop.
+          RunningLoopError: See `check_can_wait`.
         """
-        self._refuse_own_loop()
+        self.check_can_wait()
         loop = self._loop
         while loop is not None:
             with self._lock:
-                guests = set(self._guests)
+                guests = dict(self._guests)
             asyncio.run_coroutine_threadsafe(_others_done(), loop).result()
-            for guest in guests:
-                guest.join()
+            for thread, ended in guests.items():
+                ended.wait()
+                if thread.is_alive():
+                    thread.join()
             # A guest may have started an operation, and an operation a guest.
             if not guests and not self._guests:
                 return
@@ -175,7 +195,7 @@ class Runtime:
         """Finishes what is in flight and ends all threads; the second time, nothing.
 
         Raises:
-          RunningLoopError: When called on the background loop.
+          RunningLoopError: See `check_can_wait`.
         """
         self.finish()
         with self._lock:
@@ -188,6 +208,23 @@ class Runtime:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+        self._spare.shutdown()
+
+    def check_can_wait(self) -> None:
+        """Refuses a call that would wait for this runtime, and in vain.
+
+        Raises:
+          RunningLoopError: The caller is on the background loop, which would wait for
+            itself; or in a child that was forked from the process of the runtime,
+            where its threads do not exist.
+        """
+        self._check_process()
+        # By thread, not by running loop: `drive` lifts the mark of the latter.
+        if threading.current_thread() is self._thread:
+            raise RunningLoopError(
+                "this call waits for the loop it is made on: use the `_async` form, or"
+                " make it from another thread (callbacks of `on_complete` run here)"
+            )
 
     def _begin(
         self, coroutine: Coroutine[Any, Any, T], future: concurrent.futures.Future[T]
@@ -216,27 +253,31 @@ class Runtime:
 
         loop.call_soon_threadsafe(begin)
 
-    def _refuse_own_loop(
-        self, coroutine: Coroutine[Any, Any, Any] | None = None
-    ) -> None:
-        # By thread, not by running loop: `drive` lifts the mark of the latter.
-        if threading.current_thread() is self._thread:
-            if coroutine is not None:
-                coroutine.close()
+    def _check_can_wait_for(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        try:
+            self.check_can_wait()
+        except RunningLoopError:
+            coroutine.close()
+            raise
+
+    def _check_process(self) -> None:
+        # Without the lock, which another thread may have held during the fork.
+        if self._pid not in (0, os.getpid()):
             raise RunningLoopError(
-                "this call waits for the loop it is made on: use the `_async` form, or"
-                " make it from another thread (callbacks of `on_complete` run here)"
+                f"this runtime belongs to process {self._pid}, and its threads were not"
+                " forked with it: in the child, make a Checkpointer or a Context of"
+                " its own, or start processes with the 'spawn' method"
             )
 
     def _started_loop(self) -> _Loop:
+        self._check_process()
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("the runtime is closed")
             if self._loop is None:
                 workers = _Workers("stowax-worker", self._worker_count)
-                # Now, not when they are needed: an operation that is finished while
-                # the interpreter ends can start no threads (Python 3.12 and later).
                 workers.start()
+                self._spare.start()
                 self._loop = _Loop(workers)
                 self._thread = threading.Thread(
                     target=self._loop.serve, name="stowax-loop", daemon=True
@@ -342,7 +383,8 @@ class _Workers(concurrent.futures.Executor):
     """A fixed number of daemon threads, for functions that block.
 
     `concurrent.futures.ThreadPoolExecutor` refuses work once the interpreter is ending,
-    which is when operations in flight are finished.
+    which is when operations in flight are finished. Threads that could not be started
+    before that are done without: then `submit` itself does the work.
     """
 
     def __init__(self, name: str, thread_count: int) -> None:
@@ -376,8 +418,13 @@ class _Workers(concurrent.futures.Executor):
         with self._lock:
             if self._is_shut_down:
                 raise RuntimeError("the workers have been shut down")
-            self._start()
-            self._jobs.put(job)
+            with contextlib.suppress(RuntimeError):  # The interpreter is ending.
+                self._start()
+            has_threads = bool(self._threads)
+            if has_threads:
+                self._jobs.put(job)
+        if not has_threads:
+            job()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -391,13 +438,11 @@ class _Workers(concurrent.futures.Executor):
                 thread.join()
 
     def _start(self) -> None:
-        if not self._threads:
-            self._threads = [
-                threading.Thread(target=self._serve, name=name, daemon=True)
-                for name in self._names
-            ]
-            for thread in self._threads:
-                thread.start()
+        while len(self._threads) < len(self._names):
+            name = self._names[len(self._threads)]
+            thread = threading.Thread(target=self._serve, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import concurrent.futures
+import logging
 import posixpath
-from collections.abc import Awaitable, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from stowax._commit import RootFacts, abandon, begin, commit
 from stowax._context import Settings, check_supported, current_settings
+from stowax._custom_metadata import json_object
 from stowax._formats._base import RESERVED_NAMES
+from stowax._formats._orbax_json import (
+    COMMIT_DOCUMENT,
+    INDICATOR,
+    ROOT_DOCUMENT,
+    UNFINISHED_MARK,
+)
+from stowax._formats._stowax import ROOT_SEAL
 from stowax._handlers._registry import STATE_NAME, Handlers, typestr_of
 from stowax._operation import (
-    DRAFT_MARK,
     EngineTask,
     Operation,
     OperationPath,
@@ -22,11 +31,12 @@ from stowax._operation import (
 )
 from stowax._response import AsyncResponse, raise_unseen, respond
 from stowax._runtime import Runtime, drive
+from stowax._tasks import drop
 from stowax.errors import InvalidNameError
 
-_ROOT_NAMES = frozenset(
-    {"_CHECKPOINT_METADATA", "orbax.checkpoint", "commit_success.txt", "stowax.json"}
-)
+_logger = logging.getLogger("stowax")
+
+_ROOT_NAMES = frozenset({ROOT_DOCUMENT, INDICATOR, COMMIT_DOCUMENT, ROOT_SEAL})
 
 
 def save(
@@ -40,8 +50,9 @@ def save(
     """Saves a state: a tree of arrays, numbers and strings.
 
     All or nothing: when this returns, the checkpoint is complete and durable; if it
-    raises, whatever was at the path before is untouched. In a run of several processes
-    all of them call it.
+    raises, whatever was at the path before is untouched, and nothing goes on in the
+    background, not even after Ctrl-C. In a run of several processes all of them call
+    it.
 
     Args:
         path: Where. Missing parents are made; a relative path is resolved.
@@ -54,7 +65,8 @@ def save(
         custom_metadata: JSON values to keep with the checkpoint, a dict.
 
     Raises:
-        CheckpointExistsError: Something is at the path.
+        CheckpointExistsError: Something is at the path, and `overwrite` is false or it
+            is no checkpoint.
         TreeError: The state cannot be saved; names every leaf in the way.
         DeadlineError: It took longer than `AsyncOptions.timeout_secs`.
 
@@ -147,13 +159,13 @@ def save_checkpointables(
         >>> stowax.load_checkpointables(path)
         {'model': {'w': 1.5}, 'step': 3}
     """
-    start_save(
+    stage_save(
         path,
         checkpointables,
         overwrite=overwrite,
-        facts=RootFacts(custom_metadata=_checked_metadata(custom_metadata)),
+        facts=_facts(custom_metadata),
         borrow=True,
-    ).result()
+    ).finish()
 
 
 def save_checkpointables_async(
@@ -174,24 +186,77 @@ def save_checkpointables_async(
     Returns:
         See `save_async`.
     """
-    return start_save(
+    return stage_save(
         path,
         checkpointables,
         overwrite=overwrite,
-        facts=RootFacts(custom_metadata=_checked_metadata(custom_metadata)),
+        facts=_facts(custom_metadata),
         borrow=not current_settings().deepcopy_host_arrays,
-    )
+    ).start()
 
 
-def start_save(
+class StagedSave:
+    """A save whose values have been taken or borrowed, to be committed once.
+
+    Args:
+        runtime: Where it runs.
+        commit: All that is left to do.
+        what: The save in words, as in "save to /runs/a/7".
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        commit: Callable[[], Coroutine[Any, Any, None]],
+        what: str,
+    ) -> None:
+        self._runtime = runtime
+        self._commit = commit
+        self._what = what
+        self._future: concurrent.futures.Future[None] | None = None
+        self._ended = threading.Event()
+
+    def finish(self) -> None:
+        """Commits; who is interrupted has ended it, and may change the values."""
+        try:
+            self._runtime.run(self._work())
+        except BaseException:
+            self._ended.wait()
+            raise
+        finally:
+            # The error holds this frame, which must not hold the error (Runtime.run).
+            del self
+
+    def start(self) -> AsyncResponse[None]:
+        """Commits in the background."""
+        self._future = self._runtime.submit(self._work())
+        return respond(self._runtime, self._future, what=self._what)
+
+    def cancel(self) -> None:
+        """Ends what was started, and returns when nothing of it runs any more."""
+        if self._future is not None:
+            self._future.cancel()
+            self._ended.wait()
+
+    async def _work(self) -> None:
+        # Also a task that is cancelled at once comes here first, and so ends.
+        try:
+            await self._commit()
+        finally:
+            del self._commit  # It holds the values, for whoever keeps this object.
+            self._ended.set()
+
+
+def stage_save(
     path: Any,
     checkpointables: Mapping[str, Any],
     *,
     overwrite: bool,
     facts: RootFacts,
     borrow: bool,
-) -> AsyncResponse[None]:
-    """Stages everything, then commits in the background.
+    failure: Exception | None = None,
+) -> StagedSave:
+    """Makes a draft and stages everything; what remains is to commit it.
 
     Args:
         path: The final path.
@@ -199,18 +264,21 @@ def start_save(
         overwrite: Whether what is at the path is replaced.
         facts: What stands at the root.
         borrow: Whether the caller leaves host arrays alone until the end.
+        failure: Why this process cannot take part; raised when the others know.
     """
     settings = current_settings()
     check_supported(settings)
     runtime = runtime_of(settings)
     location = absolute(path)
-    if DRAFT_MARK in posixpath.basename(location):
+    if UNFINISHED_MARK in posixpath.basename(location):
         raise InvalidNameError(
-            f"{location}: a name with {DRAFT_MARK!r} marks an unfinished checkpoint; "
-            "choose another"
+            f"{location}: a name with {UNFINISHED_MARK!r} marks an unfinished "
+            "checkpoint; choose another"
         )
     started_nsecs = runtime.now_nsecs()
-    chosen, failure = _choose(checkpointables, settings, runtime)
+    chosen: dict[str, Any] = {}
+    if failure is None:
+        chosen, failure = _choose(checkpointables, settings, runtime)
     operation = runtime.run(
         begin(
             location,
@@ -228,19 +296,21 @@ def start_save(
         raise
     if failure is not None:
         runtime.run(_give_up(operation, work, failure))
-    future = runtime.submit(
-        _commit(
+
+    async def finish() -> None:
+        await commit(
             operation,
             location,
             work,
             {name: typestr_of(handler) for name, handler in chosen.items()},
             facts,
-            settings,
             started_nsecs=started_nsecs,
             replace=overwrite,
         )
-    )
-    return respond(runtime, future, what=f"save to {location}")
+        if settings.post_finalization_callback is not None:
+            await _call_back(runtime, location, settings.post_finalization_callback)
+
+    return StagedSave(runtime, finish, f"save to {location}")
 
 
 def _choose(
@@ -287,8 +357,8 @@ async def _give_up(
     for awaitable in work.values():
         if isinstance(awaitable, EngineTask):
             awaitable.future.cancel()
-        elif asyncio.iscoroutine(awaitable):
-            awaitable.close()
+        else:
+            drop(awaitable)
     await operation.stop()
     try:
         await operation.agree("written", failure)
@@ -296,28 +366,23 @@ async def _give_up(
         await abandon(operation)
 
 
-async def _commit(
-    operation: Operation,
-    location: str,
-    work: Mapping[str, Awaitable[None]],
-    typestrs: Mapping[str, str],
-    facts: RootFacts,
-    settings: Settings,
-    *,
-    started_nsecs: int,
-    replace: bool,
+async def _call_back(
+    runtime: Runtime, location: str, callback: Callable[[], None]
 ) -> None:
-    await commit(
-        operation,
-        location,
-        work,
-        typestrs,
-        facts,
-        started_nsecs=started_nsecs,
-        replace=replace,
-    )
-    if settings.post_finalization_callback is not None:
-        settings.post_finalization_callback()
+    """Tells the user; what comes of it cannot undo the save.
+
+    The callback is a guest: it may block, and load what was saved.
+    """
+
+    async def call() -> None:
+        callback()
+
+    try:
+        await asyncio.wrap_future(runtime.start_guest(call()))
+    except Exception:  # User code may raise anything.
+        _logger.exception(
+            "%s is saved, but `post_finalization_callback` failed", location
+        )
 
 
 def _check_name(name: Any) -> None:
@@ -330,7 +395,7 @@ def _check_name(name: Any) -> None:
         reason = "is no string"
     elif name in RESERVED_NAMES or name in _ROOT_NAMES:
         reason = "is reserved"
-    elif DRAFT_MARK in name:
+    elif UNFINISHED_MARK in name:
         reason = "marks unfinished checkpoints"
     elif name in ("", ".", "..") or any(c in name for c in "/\\\0"):
         reason = "is no name of a directory"
@@ -339,15 +404,7 @@ def _check_name(name: Any) -> None:
     raise InvalidNameError(f"the checkpointable name {name!r} {reason}")
 
 
-def _checked_metadata(custom_metadata: Any) -> Mapping[str, Any]:
-    if custom_metadata is None:
-        return {}
-    if not isinstance(custom_metadata, Mapping) or not all(
-        isinstance(key, str) for key in custom_metadata
-    ):
-        raise TypeError(
-            "custom_metadata must be a dict with string keys, found "
-            f"{type(custom_metadata).__qualname__}"
-        )
-    json.dumps(custom_metadata)  # Raises now what would else end the save halfway.
-    return custom_metadata
+def _facts(custom_metadata: Any) -> RootFacts:
+    return RootFacts(
+        custom_metadata=json_object("custom_metadata", custom_metadata) or {}
+    )

@@ -38,6 +38,13 @@ async def finish_all(awaitables: Iterable[Awaitable[Any]]) -> None:
         raise _first_of(failures)
 
 
+def drop(awaitable: Awaitable[Any]) -> None:
+    """Ends what nobody is going to await, so that nobody is told of it as forgotten."""
+    close = getattr(awaitable, "close", None)
+    if close is not None:
+        close()
+
+
 def _first_of(failures: Sequence[BaseException]) -> BaseException:
     first, *others = failures
     for other in others:

@@ -163,7 +163,11 @@ class ContextInUseError(StowaxError, RuntimeError):
 
 
 class RunningLoopError(StowaxError, RuntimeError):
-    """A blocking call was made on the loop that would have to serve it."""
+    """A call was made where its loop cannot serve it.
+
+    On that loop itself, which would wait for its own end, or in a forked child, which
+    has no loop.
+    """
 
 
 class UnsupportedOptionError(StowaxError, ValueError):

@@ -7,7 +7,6 @@ called, so an option assigned later never changes what is already running.
 
 Names and defaults are those of Orbax v1, with these exceptions:
 
-* `FileOptions.path_class` is `pathlib.Path`; Orbax has ``epath.Path``.
 * `CheckpointablesOptions.registry` is None, the global registry as it is when an
   operation starts; Orbax copies the global registry when the options are made.
 * `ArrayOptions.Saving.array_metadata_store` is a marker for "as usual".
@@ -15,17 +14,18 @@ Names and defaults are those of Orbax v1, with these exceptions:
   ours.
 
 An option that would change what is written, but whose meaning is not built yet, is
-refused by the operation that meets it. Hints about speed and memory are accepted and
-followed where the engine has a use for them.
+refused by the operation that meets it. Hints about speed and memory are accepted; those
+that nothing follows yet say so.
 """
 
 from __future__ import annotations
 
 import enum
-import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, final
+
+from etils import epath
 
 from stowax._group import OptionGroup
 
@@ -132,8 +132,8 @@ class FileOptions(OptionGroup):
     path_permission_mode: int | None = None
     """Permission bits of the directories of a checkpoint; None follows the umask."""
 
-    path_class: type = pathlib.Path
-    """Class of the paths that we hand back."""
+    path_class: type = epath.Path
+    """Class of the paths that handlers get. Others than ``epath.Path`` are refused."""
 
     skip_sync_file_validations: bool = False
     """A hint: the checks made before a background save begins are cheap, and stay."""
@@ -396,7 +396,7 @@ class DeletionOptions(OptionGroup):
 @final
 @dataclass(kw_only=True)
 class MemoryOptions(OptionGroup):
-    """How much host memory operations may take, per process. Hints for now.
+    """How much host memory operations may take, per process.
 
     Example:
         >>> import stowax as ocp
@@ -407,7 +407,7 @@ class MemoryOptions(OptionGroup):
     @final
     @dataclass(frozen=True, kw_only=True)
     class RegulatorOptions:
-        """How the transfer limit follows measured memory use. A hint."""
+        """How the transfer limit follows measured memory use. Ignored for now."""
 
         max_memory_limit_gib: float
         """Upper end of the limit, in GiB."""
@@ -436,22 +436,23 @@ class MemoryOptions(OptionGroup):
                 raise ValueError("RegulatorOptions needs a `profiler`, found None")
 
     write_concurrent_bytes: int | None = None
-    """Bytes in flight to the store, beyond the staged state; None for no limit."""
+    """Bytes in flight to the store. Ignored for now."""
 
     read_concurrent_bytes: int | None = None
-    """Bytes in flight from the store; None for no limit."""
+    """Bytes in flight from the store. Ignored for now."""
 
     transfer_concurrent_bytes: int | None = None
-    """Bytes in flight from devices to the host; None for no limit."""
+    """Bytes in flight from devices to the host. Ignored for now."""
 
     regulator_options: RegulatorOptions | None = None
-    """How the transfer limit follows measured memory use."""
+    """How the transfer limit follows measured memory use. Ignored for now."""
 
     expected_surge_bytes: int | float | None = None
-    """Memory that the program is about to need elsewhere, in bytes."""
+    """Memory that the program is about to need elsewhere, in bytes. Ignored for now."""
 
     is_prioritized_key_fn: Callable[[PyTreeKeyPath], bool] | None = None
-    """Which leaves to transfer first; all are safe once `save_async` has returned."""
+    """Which leaves to transfer first. Ignored for now: all leaves are safe once
+    `save_async` has returned."""
 
     # `object`, because Orbax's protocol is no part of its v1 names.
     serialization_status_callback: object | None = None

@@ -20,7 +20,6 @@ from stowax._formats._orbax_json import (
     encode_documents,
     encode_root,
     item_kind,
-    kind_of_typestr,
 )
 from stowax._keypath import check_names, flatten
 from stowax._manifest import LeafEntry, Manifest
@@ -522,13 +521,3 @@ def test_deletion_record_that_names_nothing_is_damage(data):
 def test_files_say_what_an_item_is(files, kind):
     """The presence of one file decides."""
     assert item_kind(files) == kind
-
-
-def test_typestrs_are_known_also_under_their_later_place():
-    """Handlers of the older API are recorded under two prefixes."""
-    moved = documents.V0_JSON_TYPESTR.replace("._src.", ".v0._src.", 1)
-
-    assert kind_of_typestr(documents.PYTREE_TYPESTR) == "tree"
-    assert kind_of_typestr(documents.V0_STANDARD_TYPESTR) == "tree"
-    assert kind_of_typestr(moved) == "json"
-    assert kind_of_typestr("mine.Handler") is None

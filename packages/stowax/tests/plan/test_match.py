@@ -57,6 +57,39 @@ def test_partial():
         match({"b": 1}, {"a": 1, "b": 2})
 
 
+def test_a_placeholder_covers_whole_keys():
+    """A path is covered by the keys above it, not by a name that looks like them."""
+    assert match({"a": {"b": ...}, "ab": 1}, {"a": {"b": {"c": 1}}, "ab": 1}) == (-1, 1)
+    with pytest.raises(TreeMismatchError) as caught:
+        match({"a": ...}, {"a": {"b": 1}, "ab": 1})
+    assert caught.value.problems == ("ab: stored, not asked for",)
+
+
+def test_hints():
+    """What is stored under a similar name, and is not asked for, is proposed."""
+    with pytest.raises(TreeMismatchError) as caught:
+        match({"kernel": 1, "kernell": 1, "x": 1}, {"kernel": 1, "kernels_2": 1})
+
+    assert caught.value.problems[:2] == (
+        "kernell: asked, not stored; stored is 'kernels_2'",
+        "x: asked, not stored",
+    )
+
+
+def test_hints_are_for_shown_problems():
+    """Every problem is listed; those that the message shows have a hint."""
+    with pytest.raises(TreeMismatchError) as caught:
+        match(
+            {f"layer_{i}": 1 for i in range(100)},
+            {f"layers_{i}": 1 for i in range(100)},
+        )
+
+    hinted = [problem for problem in caught.value.problems if "stored is" in problem]
+    assert len(caught.value.problems) == 200
+    assert len(hinted) == 20
+    assert all(f"  {problem}\n" in str(caught.value) for problem in hinted)
+
+
 def test_both_sides():
     """Leaves that are missing on either side are listed together."""
     with pytest.raises(TreeMismatchError) as caught:

@@ -80,7 +80,7 @@ def test_every_element_is_written_once(limit_bytes, data):
                 if chunk.leaf == array.leaf:
                     written[chunk.box.within(whole(array.shape))] += 1
                     assert process in dict(array.parts)[chunk.part]
-                    assert chunk.part.covers(chunk.box)
+                    assert chunk.part.intersect(chunk.box) == chunk.box
         assert (written == 1).all()
 
 
@@ -217,6 +217,33 @@ def test_chunks_of_a_large_shard():
     assert math.prod(chunk) * 4 <= _write.CHUNK_LIMIT_BYTES
     assert (3 << 14) % chunk[0] == 0
     assert chunk[1] == 4096
+
+
+@given(
+    rows=st.integers(1, 5000),
+    shards=st.integers(2, 4),
+    limit_bytes=st.integers(1, 5000),
+)
+def test_pieces_of_a_large_shard(rows, shards, limit_bytes):
+    """The largest divisor within the limit is taken, or else the shard stays whole."""
+    borders = [(i * rows, (i + 1) * rows) for i in range(shards)]
+
+    with limits(limit_bytes):
+        (found,) = choose_chunk_shape(
+            (shards * rows,), [Box((a,), (b,)) for a, b in borders], 1
+        )
+
+    divisors = [d for d in range(1, rows + 1) if rows % d == 0]
+    best = max(d for d in divisors if d <= limit_bytes)
+    assert found == (best if best * 8 >= min(rows, limit_bytes) else rows)
+
+
+def test_a_shard_without_divisors():
+    """A shard whose length is a large prime stays whole, however large it is."""
+    prime = (1 << 31) - 1
+    boxes = [Box((0,), (prime,)), Box((prime,), (2 * prime,))]
+
+    assert choose_chunk_shape((2 * prime,), boxes, 4) == (prime,)
 
 
 @pytest.mark.parametrize(

@@ -423,3 +423,19 @@ def test_directories_wait_for_a_sync_that_succeeds(root):
     with pytest.raises(FileNotFoundError):
         asyncio.run(store.sync([f"{root}/a/b/missing"]))
     assert _calls(lambda: store.sync([f"{root}/a/b/file"])).count("fsync") == 3
+
+
+def test_deleted_directories_wait_for_no_sync(root):
+    """What was made and deleted is forgotten; its neighbours are not."""
+    store = LocalStore()
+
+    async def scenario():
+        await store.make_directory(f"{root}/draft/item")
+        await store.make_directory(f"{root}/draft-2/item")
+        await store.delete(f"{root}/draft")
+
+    asyncio.run(scenario())
+    os.makedirs(f"{root}/draft/item")
+
+    assert _calls(lambda: store.sync([f"{root}/draft/item"])).count("fsync") == 2
+    assert _calls(lambda: store.sync([f"{root}/draft-2/item"])).count("fsync") == 2

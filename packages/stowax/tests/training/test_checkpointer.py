@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import gc
+import inspect
 import json
 import logging
 import shutil
 import threading
+import weakref
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -23,6 +26,7 @@ from stowax.errors import (
     StepNotFoundError,
     UnsupportedOptionError,
 )
+from stowax.options import MemoryOptions
 from stowax.testing import MemoryStore, RecordingStore, SimulatedCluster
 from stowax.training import Checkpointer
 from stowax.training._steps import step_of
@@ -632,6 +636,39 @@ class TestFace:
                 assert checkpointer.pytree_metadata(1).step == 1
             with pytest.deprecated_call():
                 checkpointer.save_pytree_async(2, STATE).result()
+
+    @pytest.mark.parametrize(
+        ("alias", "name"),
+        [
+            ("save_pytree", "save"),
+            ("save_pytree_async", "save_async"),
+            ("load_pytree", "load"),
+            ("load_pytree_async", "load_async"),
+            ("pytree_metadata", "metadata"),
+        ],
+    )
+    def test_deprecated_names_are_documented(self, alias, name):
+        """An old name shows the parameters and the words of the new one."""
+        old, new = getattr(Checkpointer, alias), getattr(Checkpointer, name)
+
+        assert inspect.signature(old) == inspect.signature(new)
+        assert old.__doc__ == new.__doc__
+        assert old.__name__ == alias
+
+    def test_memory_is_given_back(self, place):
+        """When a step is saved, nothing of ours holds the caller's arrays."""
+        array = np.arange(10.0)
+        watched = weakref.ref(array)
+        memory = MemoryOptions(deepcopy_host_arrays=False)
+
+        with Checkpointer(
+            place / "run", context=place.context(memory=memory)
+        ) as checkpointer:
+            checkpointer.save_async(0, {"x": array}).result()
+            del array
+            gc.collect()
+
+            assert watched() is None
 
     def test_metadata_can_be_loaded_from(self, place):
         """What `metadata` returns is an abstract state."""

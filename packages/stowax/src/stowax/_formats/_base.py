@@ -69,8 +69,6 @@ class OpenCheckpoint:
     """What a checkpoint says about itself before any item is opened."""
 
     path: str
-    format: Format
-    layout: Layout
     items: Mapping[str, str]
     """Name of every checkpointable → its directory; of a direct layout `{"": path}`."""
     typestrs: Mapping[str, str] = field(default_factory=dict)
@@ -91,6 +89,15 @@ class Format(Protocol):
         """What messages call it."""
         ...
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether checksums vouch for what stands at the root.
+
+        If so, damage there is an error, and no other format is tried, unless the
+        caller wants no verification.
+        """
+        ...
+
     async def recognises(self, store: Store, path: str) -> bool:
         """Whether the directory, which exists, is a checkpoint of this format."""
         ...
@@ -101,14 +108,5 @@ class Format(Protocol):
         Raises:
             InvalidLayoutError: It is incomplete; says what was found.
             CorruptCheckpointError: A document at the root is damaged.
-        """
-        ...
-
-    async def open_tree(self, store: Store, path: str, *, verify: bool) -> TreeItem:
-        """Opens the tree item whose directory is `path`.
-
-        Raises:
-            InvalidLayoutError: The directory holds no tree item of this format.
-            CorruptCheckpointError: A document of the item is damaged.
         """
         ...

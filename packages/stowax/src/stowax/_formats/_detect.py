@@ -10,6 +10,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping
 
+from stowax._formats import _orbax_item
 from stowax._formats._base import Format, OpenCheckpoint, TreeItem
 from stowax._formats._orbax import OrbaxV1Format
 from stowax._formats._orbax_json import UNFINISHED_MARK
@@ -23,8 +24,10 @@ from stowax.errors import (
     InvalidLayoutError,
 )
 
-_ORBAX: tuple[Format, ...] = (OrbaxV1Format(), OrbaxV0Format())
-_FORMATS: tuple[Format, ...] = (StowaxFormat(), *_ORBAX)
+_FORMATS: tuple[Format, ...] = (StowaxFormat(), OrbaxV1Format(), OrbaxV0Format())
+
+_PARTIAL_MARK = ".partial_save"
+"""In the names of directories that Orbax has not finalized."""
 
 
 async def open_checkpoint(store: Store, path: str, *, verify: bool) -> OpenCheckpoint:
@@ -41,11 +44,7 @@ async def open_checkpoint(store: Store, path: str, *, verify: bool) -> OpenCheck
         raise CheckpointNotFoundError(
             f"nothing is at {path}{await _drafts_beside(store, path)}"
         )
-    if UNFINISHED_MARK in posixpath.basename(path):
-        raise InvalidLayoutError(
-            f"{path} is an unfinished save, as its name says; only a checkpoint that "
-            "was published is complete"
-        )
+    _refuse_unfinished(path)
     if not entry.is_directory:
         raise InvalidLayoutError(f"{path} is a file; a checkpoint is a directory")
     for known in _FORMATS:
@@ -54,15 +53,31 @@ async def open_checkpoint(store: Store, path: str, *, verify: bool) -> OpenCheck
         try:
             checkpoint = await known.open(store, path, verify=verify)
         except CorruptCheckpointError:
-            if verify or known in _ORBAX:
+            if verify or not known.is_sealed:
                 raise
             continue
-        if verify and known in _ORBAX:
+        if verify and not known.is_sealed:
             await _refuse_unsealed(store, checkpoint)
         return checkpoint
     names = [child.name for child in await store.list(path)]
     shown = ", ".join(names[:8]) or "nothing"
     raise InvalidLayoutError(f"{path} is no checkpoint; it holds: {shown}")
+
+
+async def is_checkpoint(store: Store, path: str) -> bool:
+    """Whether an existing path is a checkpoint, however damaged, or an empty directory.
+
+    So it tells what a save may replace from what has nothing to do with checkpoints.
+    """
+    entry = await store.stat(path)
+    if entry is None or not entry.is_directory:
+        return False
+    if not await store.list(path):
+        return True
+    for known in _FORMATS:
+        if await known.recognises(store, path):
+            return True
+    return False
 
 
 async def open_tree(
@@ -91,7 +106,23 @@ async def open_tree(
                 raise
     if await store.stat(path) is None:
         raise CheckpointNotFoundError(f"nothing is at {path}")
-    return await _ORBAX[0].open_tree(store, path, verify=verify)
+    return await _orbax_item.open_tree(store, path, verify=verify)
+
+
+def _refuse_unfinished(path: str) -> None:
+    """Refuses directories that their names show to be unfinished saves."""
+    name = posixpath.basename(path)
+    if UNFINISHED_MARK in name:
+        raise InvalidLayoutError(
+            f"{path} is an unfinished save: its name contains {UNFINISHED_MARK!r}. "
+            "Whoever wrote it was interrupted, or is still at work; load another "
+            "checkpoint."
+        )
+    if _PARTIAL_MARK in name:
+        raise InvalidLayoutError(
+            f"{path} belongs to a partial save that was not finalized. Finish it with "
+            "the library that began it, or load another checkpoint."
+        )
 
 
 async def _refuse_unsealed(store: Store, checkpoint: OpenCheckpoint) -> None:

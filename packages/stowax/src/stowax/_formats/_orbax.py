@@ -8,11 +8,9 @@
 
 from __future__ import annotations
 
-from stowax._formats._base import OpenCheckpoint, TreeItem
+from stowax._formats._base import OpenCheckpoint
 from stowax._formats._orbax_item import (
-    check_finished,
     describe,
-    open_tree,
     read_items,
     read_metrics,
     read_root,
@@ -30,6 +28,11 @@ class OrbaxV1Format:
         """What messages call it."""
         return "Orbax v1"
 
+    @property
+    def is_sealed(self) -> bool:
+        """Orbax keeps no checksums of documents."""
+        return False
+
     async def recognises(self, store: Store, path: str) -> bool:
         """Whether the indicator file is there."""
         return await store.stat(f"{path}/{INDICATOR}") is not None
@@ -38,10 +41,9 @@ class OrbaxV1Format:
         """Reads what stands at the root; nothing there can be verified.
 
         Raises:
-            InvalidLayoutError: It is an unfinished save, or a file is missing.
+            InvalidLayoutError: A file is missing.
             CorruptCheckpointError: A document at the root is damaged.
         """
-        check_finished(path)
         entries = await store.list(path)
         if not any(entry.name == ROOT_DOCUMENT for entry in entries):
             raise InvalidLayoutError(
@@ -51,8 +53,6 @@ class OrbaxV1Format:
         root = await read_root(store, path)
         return OpenCheckpoint(
             path=path,
-            format=self,
-            layout="composite",
             items=await read_items(store, path, entries),
             typestrs=root.typestrs,
             init_timestamp_nsecs=root.init_timestamp_nsecs,
@@ -60,7 +60,3 @@ class OrbaxV1Format:
             custom_metadata=root.custom_metadata,
             metrics=await read_metrics(store, path),
         )
-
-    async def open_tree(self, store: Store, path: str, *, verify: bool) -> TreeItem:
-        """Opens the tree item whose directory is `path`."""
-        return await open_tree(store, path, verify=verify)

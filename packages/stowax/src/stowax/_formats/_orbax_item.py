@@ -7,7 +7,6 @@ which needs a real directory.
 from __future__ import annotations
 
 import pathlib
-import posixpath
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,6 +26,7 @@ from stowax._formats._orbax_json import (
     decode_root,
 )
 from stowax._manifest import Manifest
+from stowax._runtime import on_worker
 from stowax._stores._base import Entry, Store, read_bytes
 from stowax._tensorstore import TensorStoreSource
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
@@ -35,9 +35,6 @@ AGGREGATE_DOCUMENT = "checkpoint"
 """The whole tree as msgpack: all there was before 2024."""
 
 _DATABASE = "manifest.ocdbt"
-_PARTIAL_MARK = ".partial_save"
-_DOCUMENT_LIMIT_BYTES = 1 << 30
-"""A million leaves take a quarter of this."""
 
 
 async def open_tree(store: Store, path: str, *, verify: bool) -> TreeItem:
@@ -52,15 +49,15 @@ async def open_tree(store: Store, path: str, *, verify: bool) -> TreeItem:
     if ITEM_DOCUMENT not in names:
         raise InvalidLayoutError(f"{path} has no {ITEM_DOCUMENT}{_found(entries)}")
     documents = {
-        name: await read_document(store, f"{path}/{name}")
+        name: await read_bytes(store, f"{path}/{name}")
         for name in (ITEM_DOCUMENT, SHARDING_DOCUMENT, STRINGS_DOCUMENT)
         if name in names
     }
     if ARRAYS_DIRECTORY in names:
         for entry in await store.list(f"{path}/{ARRAYS_DIRECTORY}"):
             name = f"{ARRAYS_DIRECTORY}/{entry.name}"
-            documents[name] = await read_document(store, f"{path}/{name}")
-    said = decode_documents(documents, path=path)
+            documents[name] = await read_bytes(store, f"{path}/{name}")
+    said = await on_worker(decode_documents, documents, path=path)
     if verify and said.manifest_name is not None:
         raise CorruptCheckpointError(
             f"{path}/{ITEM_DOCUMENT} names an integrity manifest, "
@@ -97,32 +94,13 @@ async def open_tree(store: Store, path: str, *, verify: bool) -> TreeItem:
     )
 
 
-def check_finished(path: str) -> None:
-    """Refuses directories that their names show to be unfinished saves.
-
-    Raises:
-        InvalidLayoutError: Says which kind of unfinished save it is.
-    """
-    name = posixpath.basename(path)
-    if UNFINISHED_MARK in name:
-        raise InvalidLayoutError(
-            f"{path} is an unfinished save: its name contains {UNFINISHED_MARK!r}. "
-            "Whoever wrote it was interrupted; load another checkpoint."
-        )
-    if _PARTIAL_MARK in name:
-        raise InvalidLayoutError(
-            f"{path} belongs to a partial save that was not finalized. Finish it with "
-            "`partial.finalize`, or load another checkpoint."
-        )
-
-
 async def read_items(
     store: Store, path: str, entries: Iterable[Entry]
 ) -> dict[str, str]:
     """Name and directory of every item; one that is being deleted is gone already."""
     hidden = set(RESERVED_NAMES)
     if any(entry.name == DELETION_DOCUMENT for entry in entries):
-        data = await read_document(store, f"{path}/{DELETION_DOCUMENT}")
+        data = await read_bytes(store, f"{path}/{DELETION_DOCUMENT}")
         hidden.add(decode_deletion(data, path=path))
     return {
         entry.name: f"{path}/{entry.name}"
@@ -136,7 +114,7 @@ async def read_items(
 async def read_root(store: Store, path: str) -> RootDocument:
     """`_CHECKPOINT_METADATA`; a missing one says nothing."""
     try:
-        data = await read_document(store, f"{path}/{ROOT_DOCUMENT}")
+        data = await read_bytes(store, f"{path}/{ROOT_DOCUMENT}")
     except FileNotFoundError:
         return RootDocument()
     return decode_root(data, path=path)
@@ -146,15 +124,10 @@ async def read_metrics(store: Store, path: str) -> Any:
     """The metrics of a step, or None."""
     document = f"{path}/{METRICS_DOCUMENT}"
     try:
-        data = await read_document(store, document)
+        data = await read_bytes(store, document)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return decode_json(data, path=document)
-
-
-async def read_document(store: Store, path: str) -> bytes:
-    """A whole document of reasonable size."""
-    return await read_bytes(store, path, limit_bytes=_DOCUMENT_LIMIT_BYTES)
 
 
 def describe(entries: Iterable[Entry]) -> str:

@@ -53,31 +53,14 @@ OUR_KEY = "stowax"
 
 _V1 = "orbax.checkpoint.experimental.v1._src.handlers."
 _V0 = "orbax.checkpoint._src.handlers."
-_V0_MOVED = "orbax.checkpoint.v0._src.handlers."
 
 PYTREE_TYPESTR = _V1 + "pytree_handler.PyTreeHandler"
 JSON_TYPESTR = _V1 + "json_handler.JsonHandler"
 METRICS_TYPESTR = _V1 + "json_handler.MetricsHandler"
-PROTO_TYPESTR = _V1 + "proto_handler.ProtoHandler"
 STATEFUL_TYPESTR = _V1 + "stateful_checkpointable_handler.StatefulCheckpointableHandler"
 V0_PYTREE_TYPESTR = _V0 + "pytree_checkpoint_handler.PyTreeCheckpointHandler"
 V0_STANDARD_TYPESTR = _V0 + "standard_checkpoint_handler.StandardCheckpointHandler"
-V0_ARRAY_TYPESTR = _V0 + "array_checkpoint_handler.ArrayCheckpointHandler"
 V0_JSON_TYPESTR = _V0 + "json_checkpoint_handler.JsonCheckpointHandler"
-V0_PROTO_TYPESTR = _V0 + "proto_checkpoint_handler.ProtoCheckpointHandler"
-
-_KIND_OF_TYPESTR: Mapping[str, ItemKind] = {
-    PYTREE_TYPESTR: "tree",
-    JSON_TYPESTR: "json",
-    METRICS_TYPESTR: "json",
-    PROTO_TYPESTR: "proto",
-    STATEFUL_TYPESTR: "opaque",
-    V0_PYTREE_TYPESTR: "tree",
-    V0_STANDARD_TYPESTR: "tree",
-    V0_ARRAY_TYPESTR: "tree",
-    V0_JSON_TYPESTR: "json",
-    V0_PROTO_TYPESTR: "proto",
-}
 
 JSON_DOCUMENTS = ("data.json", "metadata", "metrics")
 """Files that hold the value of a JSON item, in the order in which they are tried."""
@@ -123,13 +106,6 @@ def item_kind(file_names: Iterable[str]) -> ItemKind:
     if PROTO_DOCUMENT in present:
         return "proto"
     return "opaque"
-
-
-def kind_of_typestr(typestr: str) -> ItemKind | None:
-    """What a recorded handler type string stands for; None for a user's own."""
-    if typestr.startswith(_V0_MOVED):
-        typestr = _V0 + typestr.removeprefix(_V0_MOVED)
-    return _KIND_OF_TYPESTR.get(typestr)
 
 
 # --- a tree item: values → documents --------------------------------------------------

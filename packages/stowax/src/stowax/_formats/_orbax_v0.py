@@ -10,12 +10,10 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 
-from stowax._formats._base import ITEM_DOCUMENT, OpenCheckpoint, TreeItem
+from stowax._formats._base import ITEM_DOCUMENT, OpenCheckpoint
 from stowax._formats._orbax_item import (
     AGGREGATE_DOCUMENT,
-    check_finished,
     describe,
-    open_tree,
     read_items,
     read_metrics,
     read_root,
@@ -32,6 +30,11 @@ class OrbaxV0Format:
     def name(self) -> str:
         """What messages call it."""
         return "Orbax v0"
+
+    @property
+    def is_sealed(self) -> bool:
+        """Orbax keeps no checksums of documents."""
+        return False
 
     async def recognises(self, store: Store, path: str) -> bool:
         """Whether root metadata, an item, or directories of items are there.
@@ -55,11 +58,10 @@ class OrbaxV0Format:
         """Reads what stands at the root; nothing there can be verified.
 
         Raises:
-            InvalidLayoutError: It is an unfinished save, one item of a checkpoint, or
-                a directory of steps.
+            InvalidLayoutError: It is one item of a checkpoint, or a directory of
+                steps.
             CorruptCheckpointError: A document at the root is damaged.
         """
-        check_finished(path)
         entries = await store.list(path)
         names = _file_names(entries)
         await _check_level(store, path, entries, names)
@@ -73,8 +75,6 @@ class OrbaxV0Format:
             )
         return OpenCheckpoint(
             path=path,
-            format=self,
-            layout="direct" if is_direct else "composite",
             items=items,
             typestrs=root.typestrs,
             init_timestamp_nsecs=root.init_timestamp_nsecs,
@@ -82,10 +82,6 @@ class OrbaxV0Format:
             custom_metadata=root.custom_metadata,
             metrics=metrics,
         )
-
-    async def open_tree(self, store: Store, path: str, *, verify: bool) -> TreeItem:
-        """Opens the tree item whose directory is `path`."""
-        return await open_tree(store, path, verify=verify)
 
 
 async def _check_level(

@@ -11,10 +11,14 @@ The encoders are pure; the `StowaxFormat` reads.
 
 from __future__ import annotations
 
+import math
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from stowax._box import grid_counts
 from stowax._codecs._checksum import seal, unseal
 from stowax._codecs._item_manifest import (
     FORMAT_VERSION,
@@ -26,20 +30,20 @@ from stowax._codecs._item_manifest import (
     digest,
     encode_digests,
 )
+from stowax._codecs._zarr import dtype_from_name
 from stowax._engine import ChunkSource
 from stowax._formats import _orbax_json
 from stowax._formats._base import Layout, OpenCheckpoint, TreeItem
-from stowax._manifest import Digest, Manifest
+from stowax._manifest import ChunkTable, Digest, LeafEntry, Manifest
+from stowax._runtime import on_worker
 from stowax._stores._base import Store, join, read_bytes
-from stowax.errors import CorruptCheckpointError
+from stowax.errors import CorruptCheckpointError, UnsupportedLeafError
 
 ROOT_SEAL = "stowax.json"
 MANIFEST = "stowax.manifest"
 PART_PREFIX = "stowax.chunks."
 PROCESS_PREFIX = "ocdbt.process_"
 """Begin of the data area of a process; Orbax looks for the same."""
-
-_DOCUMENT_LIMIT_BYTES = 1 << 30
 
 _ADVICE = (
     "It is damaged, or was changed after it was saved (by deleting an item with Orbax, "
@@ -72,6 +76,7 @@ class StowaxFormat:
     """Reads what this library wrote."""
 
     name = "stowax"
+    is_sealed = True
 
     async def recognises(self, store: Store, path: str) -> bool:
         """By the seal; or, of an item alone, by its manifest."""
@@ -83,9 +88,7 @@ class StowaxFormat:
     async def open(self, store: Store, path: str, *, verify: bool) -> OpenCheckpoint:
         """Reads the seal and the metadata at the root."""
         if await store.stat(join(path, ROOT_SEAL)) is None:
-            return OpenCheckpoint(
-                path=path, format=self, layout="direct", items={"": path}
-            )
+            return OpenCheckpoint(path=path, items={"": path})
         sealed = await _read_sealed(store, join(path, ROOT_SEAL), "stowax-checkpoint")
         try:
             documents = decode_digests(sealed["documents"])
@@ -118,8 +121,6 @@ class StowaxFormat:
         metrics = items.pop("metrics", None)
         return OpenCheckpoint(
             path=path,
-            format=self,
-            layout="composite",
             items=items,
             typestrs=facts.typestrs,
             init_timestamp_nsecs=facts.init_timestamp_nsecs,
@@ -130,10 +131,6 @@ class StowaxFormat:
             else await _read_metrics(store, join(metrics, "metrics"), digests, verify),
             guest_files={join(path, name): d for name, d in digests.items()},
         )
-
-    async def open_tree(self, store: Store, path: str, *, verify: bool) -> TreeItem:
-        """Reads the manifest of an item and its chunk tables."""
-        return await open_tree_item(store, path, None, verify=verify)
 
 
 async def open_tree_item(
@@ -150,18 +147,30 @@ async def open_tree_item(
     location = join(path, MANIFEST)
     try:
         data = await read_document(store, location, expected, verify)
-        root = decode_root(data)
+        root = await on_worker(decode_root, data)
         tables = []
         for name, recorded in root.parts.items():
             location = join(path, name)
             part = await read_document(store, location, recorded, verify)
-            tables.append(decode_part(part))
+            tables.append(await on_worker(decode_part, part))
+        location = join(path, MANIFEST)
+        return await on_worker(_tree_item, store, path, root, tables, verify=verify)
     except CorruptCheckpointError as error:
         if str(error).startswith(location):
             raise
         raise CorruptCheckpointError(f"{location}: {error}. {_ADVICE}") from error
+
+
+def _tree_item(
+    store: Store,
+    path: str,
+    root: ItemRoot,
+    tables: Sequence[ChunkTable],
+    *,
+    verify: bool,
+) -> TreeItem:
+    _check_leaves(root.leaves, tables)
     manifest = Manifest(root=root.root, leaves=root.leaves, chunks=tuple(tables))
-    _check_leaves(path, root, manifest)
     return TreeItem(
         path=path,
         manifest=manifest,
@@ -177,17 +186,37 @@ async def read_document(
     Raises:
         CorruptCheckpointError: It is missing although it is recorded, or differs.
     """
-    limit_bytes = _DOCUMENT_LIMIT_BYTES
     try:
-        data = await read_bytes(store, path, limit_bytes=limit_bytes)
+        data = await read_bytes(store, path)
     except FileNotFoundError as error:
-        raise CorruptCheckpointError(f"{path} is missing. {_ADVICE}") from error
-    if verify and expected is not None and digest(data) != expected:
-        raise CorruptCheckpointError(
-            f"{path}: its {len(data)} bytes are not the {expected.size_bytes} bytes "
-            f"that were saved (by their checksum). {_ADVICE}"
-        )
+        raise _missing(path) from error
+    if verify and expected is not None:
+        check_digest(path, await on_worker(digest, data), expected)
     return data
+
+
+def check_digest(path: str, found: Digest | None, expected: Digest) -> None:
+    """Compares a file with what was recorded of it.
+
+    Args:
+        path: The file.
+        found: Its digest; None if there is no such file.
+        expected: The digest of what was saved.
+
+    Raises:
+        CorruptCheckpointError: It is missing, or differs.
+    """
+    if found is None:
+        raise _missing(path)
+    if found != expected:
+        raise CorruptCheckpointError(
+            f"{path}: its {found.size_bytes} bytes are not the {expected.size_bytes} "
+            f"bytes that were saved (by their checksum). {_ADVICE}"
+        )
+
+
+def _missing(path: str) -> CorruptCheckpointError:
+    return CorruptCheckpointError(f"{path} is missing. {_ADVICE}")
 
 
 def _directories(path: str, names: Iterable[str]) -> dict[str, str]:
@@ -196,8 +225,8 @@ def _directories(path: str, names: Iterable[str]) -> dict[str, str]:
 
 async def _read_sealed(store: Store, path: str, kind: str) -> dict[str, Any]:
     try:
-        data = await read_bytes(store, path, limit_bytes=_DOCUMENT_LIMIT_BYTES)
-        document = unseal(data)
+        data = await read_bytes(store, path)
+        document = await on_worker(unseal, data)
         check_version(document, kind)
     except CorruptCheckpointError as error:
         raise CorruptCheckpointError(f"{path}: {error}. {_ADVICE}") from error
@@ -228,10 +257,49 @@ async def _check_items(store: Store, path: str, items: Mapping[str, str]) -> Non
             )
 
 
-def _check_leaves(path: str, root: ItemRoot, manifest: Manifest) -> None:
-    for table in manifest.chunks or ():
-        if len(table) and int(table.leaf.max()) >= len(root.leaves):
+def _check_leaves(leaves: Sequence[LeafEntry], tables: Sequence[ChunkTable]) -> None:
+    """Refuses leaves whose shape is not that of the chunks that are stored.
+
+    Memory is taken by the shape, so it must not say more than there is.
+
+    Raises:
+        CorruptCheckpointError: Names the leaf.
+    """
+    counts = np.zeros(len(leaves), np.int64)
+    expected_bytes = np.array([_chunk_bytes(leaf) for leaf in leaves], np.uint64)
+    for table in tables:
+        if len(table) == 0:
+            continue
+        if (last := int(table.leaf.max())) >= len(leaves):
             raise CorruptCheckpointError(
-                f"{path}: a chunk table names leaf {int(table.leaf.max())} of "
-                f"{len(root.leaves)}. {_ADVICE}"
+                f"a chunk table names leaf {last} of {len(leaves)}"
             )
+        counts += np.bincount(table.leaf, minlength=len(leaves))
+        asked_bytes = expected_bytes[table.leaf]
+        wrong = (table.length_bytes != asked_bytes) & (asked_bytes > 0)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise CorruptCheckpointError(
+                f"a chunk of leaf {leaves[table.leaf[row]].name!r} has "
+                f"{table.length_bytes[row]} bytes; its shape and dtype ask for "
+                f"{asked_bytes[row]}"
+            )
+    for leaf, count in zip(leaves, counts.tolist(), strict=True):
+        expected = 0
+        if leaf.kind != "string":
+            expected = math.prod(grid_counts(leaf.shape, leaf.chunk_shape))
+        if count != expected:
+            raise CorruptCheckpointError(
+                f"leaf {leaf.name!r} has {count} chunks; its shape, "
+                f"{list(leaf.shape)}, asks for {expected}"
+            )
+
+
+def _chunk_bytes(leaf: LeafEntry) -> int:
+    """The length of every chunk of a leaf; 0 if nothing can be said of it."""
+    try:
+        dtype = dtype_from_name(leaf.dtype or "")
+    except UnsupportedLeafError:  # Raised again for whoever asks for the leaf.
+        return 0
+    # No chunk is as long as the largest number that its length is stored in.
+    return min(math.prod(leaf.chunk_shape) * dtype.itemsize, 2**64 - 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Awaitable
 from typing import Any
 
@@ -16,7 +15,7 @@ from stowax._formats._orbax_json import (
 )
 from stowax._formats._stowax import read_document
 from stowax._handlers._base import OwnHandler
-from stowax._operation import Operation, OperationPath, absolute, in_place
+from stowax._operation import Operation, OperationPath
 from stowax._stores._base import join
 from stowax.errors import HandlerError, InvalidLayoutError
 
@@ -59,16 +58,17 @@ class JsonHandler(OwnHandler):
             data = json.dumps(checkpointable).encode()
         except (TypeError, ValueError) as error:
             raise HandlerError(f"no JSON value: {error}") from error
-        operation, location = await _operation(directory)
-        return operation.submit(self._write(operation, location, data))
+        where = await OperationPath.of(directory, current_settings())
+        writing = self._write(where.operation, where.location, data)
+        return where.operation.submit(writing)
 
     async def load(
         self, directory: Any, abstract_checkpointable: Any = None
     ) -> Awaitable[Any]:
         """Returns the work of reading the value; there is nothing to ask for."""
         del abstract_checkpointable
-        operation, location = await _operation(directory)
-        return operation.submit(self._read(operation, location))
+        where = await OperationPath.of(directory, current_settings())
+        return where.operation.submit(self._read(where.operation, where.location))
 
     async def metadata(self, directory: Any) -> None:
         """Nothing is known of a JSON value but itself."""
@@ -116,12 +116,3 @@ class MetricsHandler(JsonHandler):
 
     def __init__(self) -> None:
         super().__init__("metrics")
-
-
-async def _operation(directory: Any) -> tuple[Operation, str]:
-    if isinstance(directory, OperationPath):
-        return directory.operation, directory.location
-    if not isinstance(directory, str | os.PathLike):
-        directory = await directory.await_creation()
-    location = absolute(directory)
-    return in_place(location, current_settings()), location

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Awaitable
 from typing import Any
 
-from stowax._context import Context, current_settings
+from stowax._context import Context, Settings, current_settings
 from stowax._formats import _detect
 from stowax._formats._base import TreeItem
 from stowax._formats._orbax_json import PYTREE_TYPESTR
 from stowax._handlers._base import OwnHandler
-from stowax._item import (
+from stowax._item_read import metadata_tree, plan_load
+from stowax._item_write import (
     StagedItem,
     complete_items,
-    metadata_tree,
-    plan_load,
     stage_item,
     told_parts,
     write_part,
 )
 from stowax._keypath import flatten
 from stowax._leaves import _registry as leaves
-from stowax._operation import Operation, OperationPath, absolute, in_place
+from stowax._operation import Operation, OperationPath
 from stowax._stores._base import walk
 from stowax.errors import UnsupportedLeafError
 
@@ -66,13 +64,19 @@ class PyTreeHandler(OwnHandler):
         Raises:
             TreeError: It cannot be saved; names every leaf in the way.
         """
-        operation, location = await self._operation(directory, "write")
-        staged = stage_item(
-            checkpointable, operation.processes, borrow=operation.borrow
-        )
-        if isinstance(directory, OperationPath):
-            return operation.submit(write_part(staged, location, operation))
-        return operation.submit(_write_alone(staged, location, operation))
+        where = await OperationPath.of(directory, self._settings(), verb="write")
+        operation, location = where.operation, where.location
+        is_alone = where is not directory
+        try:
+            staged = stage_item(
+                checkpointable, operation.processes, borrow=operation.borrow
+            )
+        except Exception as error:
+            if is_alone:  # Nobody else tells the processes that come to write.
+                await operation.submit(operation.agree("written", error))
+            raise
+        write = _write_alone if is_alone else write_part
+        return operation.submit(write(staged, location, operation))
 
     async def load(
         self, directory: Any, abstract_checkpointable: Any = None
@@ -86,7 +90,8 @@ class PyTreeHandler(OwnHandler):
         Raises:
             TreeMismatchError: Lists every leaf that does not fit.
         """
-        operation, location = await self._operation(directory)
+        where = await OperationPath.of(directory, self._settings())
+        operation, location = where.operation, where.location
         item = await operation.submit(_open(operation, location))
         planned = plan_load(
             item,
@@ -115,8 +120,9 @@ class PyTreeHandler(OwnHandler):
 
     async def metadata(self, directory: Any) -> Any:
         """The tree of abstract leaves that the directory holds."""
-        operation, location = await self._operation(directory)
-        return metadata_tree(await operation.submit(_open(operation, location)))
+        where = await OperationPath.of(directory, self._settings())
+        opening = _open(where.operation, where.location)
+        return metadata_tree(await where.operation.submit(opening))
 
     def is_handleable(self, checkpointable: Any) -> bool:
         """Whether every leaf can be saved."""
@@ -139,19 +145,10 @@ class PyTreeHandler(OwnHandler):
             return False
         return True
 
-    async def _operation(
-        self, directory: Any, verb: str = "load"
-    ) -> tuple[Operation, str]:
-        """The operation that the directory carries, else one of its own."""
-        if isinstance(directory, OperationPath):
-            return directory.operation, directory.location
-        settings = (
-            current_settings() if self._context is None else self._context.settings()
-        )
-        if not isinstance(directory, str | os.PathLike):
-            directory = await directory.await_creation()
-        location = absolute(directory)
-        return in_place(location, settings, verb=verb), location
+    def _settings(self) -> Settings:
+        if self._context is None:
+            return current_settings()
+        return self._context.settings()
 
 
 async def _open(operation: Operation, location: str) -> TreeItem:

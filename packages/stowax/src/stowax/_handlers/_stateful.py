@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Generator
 from typing import Any
 
 from stowax._formats._orbax_json import STATEFUL_TYPESTR
 from stowax._handlers._base import StatefulCheckpointable
+from stowax._tasks import drop
 from stowax.errors import HandlerError
 
 
@@ -31,11 +32,7 @@ class StatefulCheckpointableHandler:
         loading = await abstract_checkpointable.load(directory)
         rest = _checked(loading, abstract_checkpointable, "load")
 
-        async def finish() -> Any:
-            await rest
-            return abstract_checkpointable
-
-        return finish()
+        return _Loading(rest, abstract_checkpointable)
 
     async def metadata(self, directory: Any) -> None:
         """Only the object knows."""
@@ -48,6 +45,25 @@ class StatefulCheckpointableHandler:
     def is_abstract_handleable(self, abstract_checkpointable: Any) -> bool | None:
         """Whether it has `save` and `load`."""
         return _is_stateful(abstract_checkpointable)
+
+
+class _Loading:
+    """The rest of a load in place, which ends with the object.
+
+    No coroutine around the one of the object: whoever drops it has to reach that one.
+    """
+
+    def __init__(self, rest: Awaitable[Any], checkpointable: Any) -> None:
+        self._rest = rest
+        self._checkpointable = checkpointable
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from self._rest.__await__()
+        return self._checkpointable
+
+    def close(self) -> None:
+        """Drops it unawaited."""
+        drop(self._rest)
 
 
 def _is_stateful(value: Any) -> bool:

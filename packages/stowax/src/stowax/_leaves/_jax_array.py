@@ -6,6 +6,7 @@ of its implementation stands beside it.  The extra axis is never split.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -25,6 +26,7 @@ from stowax._leaves._base import Description, Holding, Wanted
 from stowax._manifest import LeafEntry
 from stowax._processes import Processes
 from stowax._transfer import to_default_device, to_devices
+from stowax.errors import UnsupportedLeafError
 
 
 class JaxArrayLeaf:
@@ -36,6 +38,11 @@ class JaxArrayLeaf:
 
     def describe(self, value: jax.Array, processes: Processes) -> Description:
         """Shape, dtype and holders of the array, or of the key data of PRNG keys."""
+        if value.is_deleted():
+            raise UnsupportedLeafError(
+                "the array has been deleted or donated; save it before it is given "
+                "away. Nothing was written."
+            )
         impl, dtype, shape = None, value.dtype, value.shape
         if _is_key(dtype):
             impl = str(jax.random.key_impl(value))
@@ -99,8 +106,8 @@ class JaxArrayLeaf:
 
     def want(self, target: Any, entry: LeafEntry, processes: Processes) -> Wanted:
         """The parts that the target's sharding gives to this process."""
-        shape = tuple(target.shape)
-        dtype, impl = target.dtype, None
+        shape, dtype = _asked(target, entry)
+        logical, impl = shape, None
         if _is_key(dtype):
             impl = key_impl_name(dtype)
             shape = (*shape, *entry.shape[-1:]) if entry.prng_impl else shape
@@ -108,11 +115,12 @@ class JaxArrayLeaf:
         boxes = {whole(shape)}
         sharding = _placement(target, entry)
         if sharding is not None:
-            boxes = set(_own_boxes(sharding, target.shape, shape, processes).values())
+            boxes = set(_own_boxes(sharding, logical, shape, processes).values())
         return Wanted(
             kind="array",
             shape=shape,
-            dtype=np.dtype(dtype),
+            # Without x64, JAX would cut 64 bits to 32 by itself, and without a word.
+            dtype=np.dtype(jax.dtypes.canonicalize_dtype(dtype)),
             prng_impl=impl,
             boxes=tuple(boxes),
         )
@@ -125,7 +133,7 @@ class JaxArrayLeaf:
         processes: Processes,
     ) -> jax.Array:
         """The array under the target's sharding; uncommitted if it has none."""
-        shape = tuple(target.shape)
+        shape, dtype = _asked(target, entry)
         impl = entry.prng_impl
         stored = (*shape, *entry.shape[-1:]) if impl else shape
         sharding = _placement(target, entry)
@@ -135,13 +143,20 @@ class JaxArrayLeaf:
         else:
             boxes = _own_boxes(sharding, shape, stored, processes)
             spread = _extended(sharding, shape, stored)
-            dtype = np.dtype(np.uint32 if impl else target.dtype)
-            array = to_devices(stored, spread, boxes, parts, dtype)
+            dtype = jax.dtypes.canonicalize_dtype(np.uint32 if impl else dtype)
+            array = to_devices(stored, spread, boxes, parts, np.dtype(dtype))
         return array if impl is None else jax.random.wrap_key_data(array, impl=impl)
 
     def metadata(self, entry: LeafEntry) -> Any | None:
         """The abstract array, with its sharding where this run has its devices."""
         return _abstract(entry) if entry.kind == "jax.Array" else None
+
+
+def _asked(target: Any, entry: LeafEntry) -> tuple[tuple[int, ...], Any]:
+    """Shape and dtype that the target asks for; None in it means as stored."""
+    stored = _abstract(entry)
+    shape = stored.shape if target.shape is None else target.shape
+    return tuple(shape), stored.dtype if target.dtype is None else target.dtype
 
 
 @functools.cache
@@ -181,7 +196,7 @@ def _holdings(
     """
     if math.prod(stored) == 0:
         return ()
-    if not value.committed:
+    if not value.committed and len(value.sharding.device_set) == 1:
         return (Holding(box=whole(stored), processes=(processes.primary,)),)
     if len(value.sharding.device_set) == 1:
         (device,) = value.sharding.device_set
@@ -269,7 +284,9 @@ def _restored(entry: LeafEntry) -> jax.sharding.Sharding | None:
 def _abstract(entry: LeafEntry) -> ArrayMetadata:
     shape, dtype = entry.shape, dtype_from_name(entry.dtype or "")
     if entry.prng_impl is not None:
-        shape, dtype = entry.shape[:-1], key_dtype(entry.prng_impl)
+        # An implementation that this program has not registered leaves plain data.
+        with contextlib.suppress(ValueError):
+            shape, dtype = entry.shape[:-1], key_dtype(entry.prng_impl)
     return ArrayMetadata(
         shape=shape,
         dtype=dtype,

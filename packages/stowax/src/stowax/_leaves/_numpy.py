@@ -60,10 +60,10 @@ class NumpyLeaf:
     def want(self, target: Any, entry: LeafEntry, processes: Processes) -> Wanted:
         """The whole array, in every process."""
         del processes
-        shape = tuple(target.shape)
-        return Wanted(
-            kind="array", shape=shape, dtype=target.dtype, boxes=(whole(shape),)
-        )
+        shape = entry.shape if target.shape is None else tuple(target.shape)
+        # `dataclasses.replace(metadata, dtype=np.float16)` puts in a class.
+        dtype = None if target.dtype is None else np.dtype(target.dtype)
+        return Wanted(kind="array", shape=shape, dtype=dtype, boxes=(whole(shape),))
 
     def place(
         self,

@@ -31,7 +31,8 @@ class StringLeaf:
             raise UnsupportedLeafError(
                 f"a string with half a surrogate pair has no UTF-8 form: {error}"
             ) from error
-        return Description(kind="string", text=str(value))
+        # The text itself: `str` of a subclass may be something else (`Enum`).
+        return Description(kind="string", text=str.__str__(value))
 
     def stage(
         self, value: str, boxes: Sequence[Box], processes: Processes, *, borrow: bool

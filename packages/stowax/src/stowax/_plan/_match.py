@@ -14,6 +14,10 @@ from stowax._manifest import LeafEntry
 from stowax.errors import TreeMismatchError
 
 _SHOWN = 20
+"""Problems in the message, and problems with a hint: hints cost more than the rest."""
+
+_COMPARED = 1000
+"""Names that are looked at for a hint; the time it takes grows with every one."""
 
 
 def match_paths(
@@ -42,27 +46,30 @@ def match_paths(
     """
     stored = {_texts(entry.path): i for i, entry in enumerate(entries)}
     found: list[int] = []
-    unused = dict(stored)
-    problems: list[str] = []
+    missing: list[str] = []
+    covered: set[tuple[str, ...]] = set()
     for path, skip in zip(target.paths, skipped, strict=True):
         texts = _texts(path)
-        if skip:
-            found.append(-1)
-            for other in [t for t in unused if t[: len(texts)] == texts]:
-                del unused[other]
-            continue
-        position = stored.get(texts, -1)
+        position = -1 if skip else stored.get(texts, -1)
         found.append(position)
-        unused.pop(texts, None)
-        if position < 0:
-            near = _nearest(leaf_name(path), entries)
-            hint = f"; stored is {near!r}" if near else ""
-            problems.append(f"{leaf_name(path) or '<root>'}: asked, not stored{hint}")
+        if skip:
+            covered.add(texts)
+        elif position < 0:
+            missing.append(leaf_name(path))
+    asked = set(found)
+    unused = [
+        entries[i].name
+        for texts, i in stored.items()
+        if i not in asked
+        and not (covered and any(texts[:n] in covered for n in range(len(texts) + 1)))
+    ]
+    problems = [
+        f"{name or '<root>'}: asked, not stored"
+        + (_hint(name, unused[:_COMPARED]) if shown < _SHOWN else "")
+        for shown, name in enumerate(missing)
+    ]
     if not partial:
-        problems += [
-            f"{entries[i].name or '<root>'}: stored, not asked for"
-            for i in unused.values()
-        ]
+        problems += [f"{name or '<root>'}: stored, not asked for" for name in unused]
     check(problems, where=where, count=len(target.paths))
     return tuple(found)
 
@@ -88,9 +95,9 @@ def check(problems: Sequence[str], *, where: str, count: int) -> None:
 
 
 def _texts(path: KeyPath) -> tuple[str, ...]:
-    return tuple(key.text for key in path)
+    return tuple([key.text for key in path])
 
 
-def _nearest(name: str, entries: Sequence[LeafEntry]) -> str | None:
-    names = [entry.name for entry in entries]
-    return next(iter(difflib.get_close_matches(name, names, n=1)), None)
+def _hint(name: str, unused: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, unused, n=1)
+    return f"; stored is {near[0]!r}" if near else ""

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from stowax._box import Box, chunks_in, grid_counts
+from stowax._box import Box, chunks_in, grid_counts, ordinal_of
 from stowax._codecs._zarr import TRAILER_BYTES
 
 CHUNK_LIMIT_BYTES = 64 << 20
@@ -97,7 +97,7 @@ def plan_write(
             if owner != process_index:
                 continue
             for grid_index, box in chunks_in(part, layout.shape, chunk_shape):
-                chunk = _ordinal(grid_index, counts)
+                chunk = ordinal_of(grid_index, counts)
                 mine.append((layout, chunk, box, part, length_bytes))
     files = _cut_into_files(mine, chunk_shapes, data_directory)
     return WritePlan(chunk_shapes=chunk_shapes, files=tuple(files))
@@ -141,15 +141,9 @@ def _common_extent(axis: int, n: int, boxes: Iterable[Box]) -> int:
 
 def _divisor(n: int, limit: int) -> int:
     """The largest divisor of n up to the limit, unless that makes tiny pieces."""
-    best = max(d for d in range(1, min(n, limit) + 1) if n % d == 0)
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    best = max(d for d in (*small, *(n // d for d in small)) if d <= limit)
     return best if best * 8 >= min(n, limit) else n
-
-
-def _ordinal(grid_index: Sequence[int], counts: Sequence[int]) -> int:
-    ordinal = 0
-    for i, count in zip(grid_index, counts, strict=True):
-        ordinal = ordinal * count + i
-    return ordinal
 
 
 def _cut_into_files(

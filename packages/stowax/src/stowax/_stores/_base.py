@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 REPLACEMENT_SUFFIX = ".stowax-replace"
 """``<final>.stowax-replace`` is the record of a replacement that is under way."""
 
+DOCUMENT_LIMIT_BYTES = 1 << 30
+"""No document of a checkpoint is larger; a million leaves take a quarter of this."""
+
 _RECORD_LIMIT_BYTES = 64 * 1024
 
 
@@ -183,7 +186,9 @@ async def resolve(store: Store, final: str) -> str:
     return candidate if await store.stat(candidate) is not None else final
 
 
-async def read_bytes(store: Store, path: str, *, limit_bytes: int) -> bytes:
+async def read_bytes(
+    store: Store, path: str, *, limit_bytes: int = DOCUMENT_LIMIT_BYTES
+) -> bytes:
     """Reads a whole file of at most `limit_bytes`.
 
     Raises:

@@ -138,6 +138,8 @@ class LocalStore:
         await on_worker(_complete_replacement, final)
 
     async def delete(self, path: str) -> None:
+        # Before, so that what others make there meanwhile is not forgotten.
+        self._forget_new_names_in(path)
         await on_worker(_delete, path)
 
     def _make_directory(self, path: str) -> None:
@@ -156,6 +158,14 @@ class LocalStore:
             return
         with self._lock:
             self._new_names_in.add(posixpath.dirname(path))
+
+    def _forget_new_names_in(self, path: str) -> None:
+        with self._lock:
+            self._new_names_in = {
+                directory
+                for directory in self._new_names_in
+                if directory != path and not directory.startswith(f"{path}/")
+            }
 
     def _take_new_names_above(self, paths: Sequence[str]) -> set[str]:
         with self._lock:

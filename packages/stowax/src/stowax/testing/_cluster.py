@@ -254,7 +254,7 @@ class _Board:
                 if meeting.missing and meeting.failure is None:
                     # What fails for one fails for all, and for those that come late.
                     who = describe_missing(meeting.missing)
-                    waited_secs = round(timeout_secs, 2)
+                    waited_secs = round(timeout_secs, 1)
                     message = f"{who}: waited {waited_secs:g} s at {name!r}"
                     meeting.failure = lambda: DeadlineError(message)
                     meeting.settle()

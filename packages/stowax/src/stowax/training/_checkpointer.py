@@ -7,15 +7,17 @@ by `close`, whichever comes first.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self, final
+from typing import Any, ParamSpec, Self, TypeVar, final
 
 from etils import epath
 
 from stowax._commit import RootFacts
 from stowax._context import Context, current_context
+from stowax._custom_metadata import json_object
 from stowax._delete import refuse_name
 from stowax._handlers._registry import STATE_NAME
 from stowax._inspect import checkpointables_metadata, metadata
@@ -23,13 +25,9 @@ from stowax._load import AUTO, load, load_checkpointables
 from stowax._metadata import CheckpointMetadata as AnyMetadata
 from stowax._response import AsyncResponse
 from stowax.errors import UnsupportedOptionError
+from stowax.training._pending import Pending
 from stowax.training._run import Run
-from stowax.training._steps import (
-    CheckpointMetadata,
-    RootMetadata,
-    check_step,
-    json_object,
-)
+from stowax.training._steps import CheckpointMetadata, RootMetadata, check_step
 from stowax.training.preservation_policies import PreservationPolicy, PreserveAll
 from stowax.training.save_decision_policies import (
     AnySavePolicy,
@@ -39,16 +37,23 @@ from stowax.training.save_decision_policies import (
     SaveDecisionPolicy,
 )
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-def _renamed(alias: str, name: str) -> Callable[..., Any]:
-    """A method under the name that it used to have."""
 
-    def method(self: Checkpointer, *args: Any, **kwargs: Any) -> Any:
+def _renamed(alias: str, method: Callable[P, T]) -> Callable[P, T]:
+    """The method under the name that it used to have."""
+
+    @functools.wraps(method)
+    def renamed(*args: P.args, **kwargs: P.kwargs) -> T:
+        name = method.__name__
         message = f"Checkpointer.{alias} is now called Checkpointer.{name}"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
-        return getattr(self, name)(*args, **kwargs)
+        return method(*args, **kwargs)
 
-    return method
+    renamed.__name__ = alias
+    renamed.__qualname__ = f"Checkpointer.{alias}"
+    return renamed
 
 
 @final
@@ -189,7 +194,7 @@ class Checkpointer:
             BackgroundSaveError: An earlier save failed, and nobody had asked for it.
             Exception: See `stowax.save`.
         """
-        response = self._start_save(
+        pending = self._start_save(
             step,
             {checkpointable_name: state},
             borrow=True,
@@ -198,7 +203,7 @@ class Checkpointer:
             metrics=metrics,
             custom_metadata=custom_metadata,
         )
-        return response is not None and response.result()
+        return pending is not None and pending.finish()
 
     def save_async(
         self,
@@ -243,7 +248,7 @@ class Checkpointer:
 
         See `save`, and `stowax.save_checkpointables` for what can be saved.
         """
-        response = self._start_save(
+        pending = self._start_save(
             step,
             checkpointables,
             borrow=True,
@@ -252,7 +257,7 @@ class Checkpointer:
             metrics=metrics,
             custom_metadata=custom_metadata,
         )
-        return response is not None and response.result()
+        return pending is not None and pending.finish()
 
     def save_checkpointables_async(
         self,
@@ -433,11 +438,11 @@ class Checkpointer:
             # What ended the loop comes first; the failed save is not lost either.
             error.add_note(f"and: {type(failure).__name__}: {failure}")
 
-    save_pytree = _renamed("save_pytree", "save")
-    save_pytree_async = _renamed("save_pytree_async", "save_async")
-    load_pytree = _renamed("load_pytree", "load")
-    load_pytree_async = _renamed("load_pytree_async", "load_async")
-    pytree_metadata = _renamed("pytree_metadata", "metadata")
+    save_pytree = _renamed("save_pytree", save)
+    save_pytree_async = _renamed("save_pytree_async", save_async)
+    load_pytree = _renamed("load_pytree", load)
+    load_pytree_async = _renamed("load_pytree_async", load_async)
+    pytree_metadata = _renamed("pytree_metadata", metadata)
 
     def _start_save(
         self,
@@ -449,7 +454,7 @@ class Checkpointer:
         overwrite: bool,
         metrics: Mapping[str, Any] | None,
         custom_metadata: Mapping[str, Any] | None,
-    ) -> AsyncResponse[bool] | None:
+    ) -> Pending | None:
         said = json_object("custom_metadata", custom_metadata)
         return self._run.start_save(
             check_step(step),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 from collections.abc import Callable
 from typing import final
 
@@ -18,6 +19,8 @@ class Pending:
         future: The operation, to its very end.
         response: The same for users, who may have seen a failure or not.
         saving: The step that is being saved; None for a deletion.
+        cancel: Ends the operation early, and returns when it has ended; None: it
+            cannot be ended.
     """
 
     def __init__(
@@ -26,9 +29,11 @@ class Pending:
         response: AsyncResponse[bool],
         *,
         saving: CheckpointMetadata[None] | None,
+        cancel: Callable[[], None] | None = None,
     ) -> None:
         self._future = future
         self._response = response
+        self._cancel = cancel
         self._is_seen = False
         self.saving = saving
 
@@ -55,6 +60,23 @@ class Pending:
             # Not so when the caller has only run out of patience.
             self._is_seen = self._future.done() and error is self._future.exception()
             raise
+
+    def finish(self) -> bool:
+        """Waits for the end, and returns the result.
+
+        Who is interrupted has ended the operation, and may change what was borrowed.
+        """
+        try:
+            return self.result()
+        except BaseException:
+            if self._cancel is not None and self.is_running:
+                self._cancel()
+                with contextlib.suppress(Exception):
+                    self.result()  # That it was cancelled is no news to anybody.
+            raise
+        finally:
+            # The error holds this frame, which must not hold the error (Runtime.run).
+            del self
 
     def on_complete(self, callback: Callable[[bool], None]) -> None:
         """See `AsyncResponse.on_complete`."""

@@ -22,7 +22,7 @@ from stowax._context import Context
 from stowax._delete import remove, start_delete
 from stowax._operation import absolute, operation_id, runtime_of, store_of
 from stowax._response import AsyncResponse, respond
-from stowax._save import start_save
+from stowax._save import stage_save
 from stowax.errors import (
     BackgroundSaveError,
     CheckpointExistsError,
@@ -147,24 +147,26 @@ class Run:
                 raise self._step_exists(step)
             if not force and not self.decide(step, is_replaced=overwrite):
                 return None
-            self._raise_previous()
-            if not overwrite:
+            failure = self._previous_failure()
+            if failure is None:
                 self._make_room(step)
             current = self._now_at(step)
             try:
-                published = start_save(
+                staged = stage_save(
                     current.path,
                     checkpointables,
                     overwrite=overwrite,
                     facts=facts,
                     borrow=borrow,
+                    failure=failure,
                 )
             except CheckpointExistsError as error:
                 raise self._step_exists(step) from error
+            published = staged.start()
             future = self.runtime.start_guest(self._follow(step, published))
         what = f"save of step {step} in {self.directory}"
         response = respond(self.runtime, future, what=what)
-        self._pending = Pending(future, response, saving=current)
+        self._pending = Pending(future, response, saving=current, cancel=staged.cancel)
         return self._pending
 
     def decide(self, step: int, *, is_replaced: bool) -> bool:
@@ -213,16 +215,23 @@ class Run:
         if pending is not None and pending.has_unseen_failure:
             pending.result()
 
-    def _raise_previous(self) -> None:
+    def _previous_failure(self) -> BackgroundSaveError | None:
+        """What went wrong before, unless somebody has seen it.
+
+        Not raised here: other processes may have seen it, and go on to meet this one.
+        """
         try:
             self.wait()
-        except Exception as error:
-            raise BackgroundSaveError(
+        except Exception as error:  # noqa: BLE001 whatever it is, it is reported
+            failure = BackgroundSaveError(
                 f"an earlier save or deletion in {self.directory} failed in the "
                 f"background, and nobody had asked for its result: "
                 f"{type(error).__name__}: {error}. This save has not begun; call "
                 "`result()` on what `save_async` returns"
-            ) from error
+            )
+            failure.__cause__ = error
+            return failure
+        return None
 
     def _wait_unseen(self) -> None:
         if self._pending is not None:

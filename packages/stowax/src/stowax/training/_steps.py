@@ -20,13 +20,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
-import numpy as np
 from etils import epath
 
 from stowax._formats._detect import open_checkpoint
-from stowax._formats._orbax_json import decode_json
+from stowax._formats._orbax_json import UNFINISHED_MARK, decode_json
 from stowax._metadata import CheckpointMetadata as _CheckpointMetadata
-from stowax._operation import DRAFT_MARK
 from stowax._runtime import on_worker
 from stowax._stores._base import REPLACEMENT_SUFFIX, Store, join, read_bytes
 from stowax._tasks import run_all
@@ -234,7 +232,7 @@ async def set_aside(store: Store, directory: str, step: int, *, verify: bool) ->
     try:
         await read_step(store, directory, step, verify=verify)
     except _UNREADABLE as error:
-        aside = f"{path}{DRAFT_MARK}-broken-{uuid.uuid4().hex}"
+        aside = f"{path}{UNFINISHED_MARK}-broken-{uuid.uuid4().hex}"
         await store.publish(path, aside, replace=False)
         await store.sync([directory])
         _logger.warning(
@@ -291,7 +289,7 @@ async def _write_root_metadata(
     for name in (_ROOT_DOCUMENT, _OLD_ROOT_DOCUMENT):
         if await store.stat(join(final, name)) is not None:
             return  # An earlier run said it; its word stays.
-    draft = f"{final}{DRAFT_MARK}-{uuid.uuid4().hex}"
+    draft = f"{final}{UNFINISHED_MARK}-{uuid.uuid4().hex}"
     document = {"internal_metadata": {}, "custom_metadata": dict(custom_metadata)}
     data = json.dumps(document).encode()
     await store.write(join(draft, _ROOT_DOCUMENT), [data], size_bytes=len(data))
@@ -308,45 +306,5 @@ async def _clean_up(store: Store, directory: str) -> None:
             final = join(directory, name.removesuffix(REPLACEMENT_SUFFIX))
             await store.complete_replacement(final)
     for name in names:
-        if DRAFT_MARK in name:
+        if UNFINISHED_MARK in name:
             await store.delete(join(directory, name))
-
-
-def json_object(what: str, value: Any) -> Any:
-    """Checks what a user wants to keep with a step, and makes JSON of it.
-
-    Scalars of NumPy and JAX become numbers.
-
-    Args:
-        what: Name of the argument.
-        value: A dict, or None.
-
-    Raises:
-        TypeError: It is no dict with string keys, or holds something else than JSON.
-    """
-    if value is None:
-        return None
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{what} must be a dict, found {type(value).__qualname__}")
-    return _json(what, value)
-
-
-def _json(where: str, value: Any) -> Any:
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise TypeError(f"{where}: keys must be strings, found {key!r}")
-        return {key: _json(f"{where}[{key!r}]", v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(f"{where}[{i}]", element) for i, element in enumerate(value)]
-    if getattr(value, "shape", None) == ():
-        number = np.asarray(value)
-        if number.dtype.kind in "biu":
-            return number.item()
-        return float(number)
-    raise TypeError(
-        f"{where} must be JSON (a dict, list, number, string, bool or None), found "
-        f"{type(value).__qualname__}"
-    )

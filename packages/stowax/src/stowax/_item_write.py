@@ -1,8 +1,9 @@
-"""One tree item, written whole and read whole.
+"""How one tree item is written: taken in, written in parts, completed by one process.
 
 An item is complete by itself: data files, one chunk table per writing process, the
 documents that Orbax reads, and the manifest that is written last and covers them all.
-Nothing here knows about checkpoints, drafts or publishing.
+Nothing here knows about checkpoints, drafts or publishing, and whatever grows with the
+number of leaves is done off the engine's loop.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import hashlib
 import json
 import math
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from stowax._box import Box, grid_counts
+from stowax._box import Box, grid_counts, grid_index_of
 from stowax._codecs._item_manifest import (
     ItemRoot,
     decode_part,
@@ -27,39 +28,29 @@ from stowax._codecs._item_manifest import (
     encode_root,
 )
 from stowax._codecs._ocdbt import Reference, encode_database
-from stowax._codecs._zarr import (
-    TRAILER_BYTES,
-    array_document,
-    chunk_key,
-    dtype_from_name,
-    dtype_name,
-)
+from stowax._codecs._zarr import TRAILER_BYTES, array_document, chunk_key, dtype_name
 from stowax._engine import write_chunks
 from stowax._formats import _orbax_json
-from stowax._formats._base import ReadRequest, TreeItem
 from stowax._formats._stowax import MANIFEST, PART_PREFIX, PROCESS_PREFIX
 from stowax._keypath import (
     FlatTree,
     Node,
+    array_prefix,
     at_leaf,
     check_names,
     flatten,
-    leaf_name,
-    unflatten,
 )
 from stowax._leaves import _registry as leaves
-from stowax._leaves._base import Description, LeafHandler, Wanted
-from stowax._manifest import LeafEntry, Manifest
+from stowax._leaves._base import Description, LeafHandler
+from stowax._manifest import Digest, LeafEntry, Manifest
 from stowax._operation import ItemPart, Operation
-from stowax._plan._cast import loss
-from stowax._plan._match import check, match_paths
 from stowax._plan._write import ArrayLayout, WritePlan, plan_write
 from stowax._processes import Processes
+from stowax._runtime import on_worker
 from stowax._stores._base import join
 from stowax._tasks import run_all
-from stowax._transfer import allocate, to_host
+from stowax._transfer import to_host
 from stowax.errors import ProcessesError, TreeError
-from stowax.tree import PLACEHOLDER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,9 +118,10 @@ async def write_part(staged: StagedItem, directory: str, operation: Operation) -
     """
     store = operation.store
     name = f"{PART_PREFIX}{operation.processes.index}"
-    structure = _structure(staged) if operation.processes.count > 1 else b""
+    is_shared = operation.processes.count > 1
+    structure = await on_worker(_structure, staged) if is_shared else b""
     table = await write_chunks(store, directory, staged.plan, staged.parts)
-    part = encode_part(table)
+    part = await on_worker(encode_part, table)
     await store.write(join(directory, name), [part], size_bytes=len(part))
     await store.sync([join(directory, name)])
     operation.parts[directory] = ItemPart(
@@ -226,12 +218,35 @@ def _check_alike(
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Completion:
+    """What an item lacks when all processes have written their part."""
+
+    files: Mapping[str, bytes]
+    """Documents, and the manifest, by path relative to the item."""
+    manifest: Digest
+    covered: frozenset[str]
+    """Every file that the manifest vouches for."""
+
+
 async def _write_documents(
     staged: StagedItem, directory: str, operation: Operation, told: Sequence[bytes]
 ) -> None:
+    now_nsecs = operation.runtime.now_nsecs()
+    completion = await on_worker(_completion, staged, directory, told, now_nsecs)
+    store = operation.store
+    for name, data in completion.files.items():
+        await store.write(join(directory, name), [data], size_bytes=len(data))
+    await store.sync([join(directory, name) for name in completion.files])
+    operation.manifests[directory] = completion.manifest, completion.covered
+
+
+def _completion(
+    staged: StagedItem, directory: str, told: Sequence[bytes], now_nsecs: int
+) -> _Completion:
     head_bytes = _STRUCTURE_BYTES if len(told) > 1 else 0
-    parts = [message[head_bytes:] for message in told]
-    tables = tuple(decode_part(part) for part in parts)
+    parts = {f"{PART_PREFIX}{i}": data[head_bytes:] for i, data in enumerate(told)}
+    tables = tuple(map(decode_part, parts.values()))
     manifest = Manifest(root=staged.root, leaves=staged.entries, chunks=tables)
     if len(told) > 1:
         _check_alike(manifest, directory, [message[:head_bytes] for message in told])
@@ -243,7 +258,7 @@ async def _write_documents(
             _index_entries(manifest),
             node_path="d/index",
             uuid=uuid.uuid4().bytes,
-            commit_time_nsecs=operation.runtime.now_nsecs(),
+            commit_time_nsecs=now_nsecs,
         )
         documents |= {"d/index": index, "manifest.ocdbt": head}
     root = encode_root(
@@ -251,17 +266,15 @@ async def _write_documents(
             root=staged.root,
             leaves=staged.entries,
             documents={name: digest(data) for name, data in documents.items()},
-            parts={f"{PART_PREFIX}{i}": digest(p) for i, p in enumerate(parts)},
+            parts={name: digest(data) for name, data in parts.items()},
         )
     )
-    store = operation.store
-    written = {**documents, MANIFEST: root}
-    for name, data in written.items():
-        await store.write(join(directory, name), [data], size_bytes=len(data))
-    await store.sync([join(directory, name) for name in written])
-    covered = [*documents, *(f"{PART_PREFIX}{i}" for i in range(len(parts)))]
-    covered += [name for table in tables for name in table.files]
-    operation.manifests[directory] = digest(root), frozenset(covered)
+    data_files = (name for table in tables for name in table.files)
+    return _Completion(
+        files={**documents, MANIFEST: root},
+        manifest=digest(root),
+        covered=frozenset([*documents, *parts, *data_files]),
+    )
 
 
 def _index_entries(manifest: Manifest) -> list[tuple[str, bytes | Reference]]:
@@ -270,7 +283,7 @@ def _index_entries(manifest: Manifest) -> list[tuple[str, bytes | Reference]]:
     prefixes: list[str] = []
     counts: list[tuple[int, ...]] = []
     for leaf in manifest.leaves:
-        prefixes.append(f"{leaf.name}/" if leaf.name else "")
+        prefixes.append(array_prefix(leaf.name))
         counts.append(grid_counts(leaf.shape, leaf.chunk_shape))
         if leaf.dtype is not None:
             document = array_document(leaf.shape, leaf.dtype, leaf.chunk_shape)
@@ -286,7 +299,7 @@ def _index_entries(manifest: Manifest) -> list[tuple[str, bytes | Reference]]:
         for leaf, chunk, file, offset, length in zip(
             *(column.tolist() for column in columns), strict=True
         ):
-            position = tuple(map(int, np.unravel_index(chunk, counts[leaf])))
+            position = grid_index_of(chunk, counts[leaf])
             reference = Reference(
                 path=table.files[file],
                 offset_bytes=offset,
@@ -350,156 +363,3 @@ def _stage_parts(
             )
         keys += [(leaf, box) for box in boxes]
     return dict(zip(keys, to_host(staged), strict=True))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedLoad:
-    """A load of which only the reading and placing are left."""
-
-    requests: tuple[ReadRequest, ...]
-    """To be filled by the item's source."""
-    finish: Callable[[], Any]
-    """Converts, places and builds the tree, once all requests are filled."""
-    narrowed: tuple[str, ...]
-    """Leaves that lose range or kind in a conversion that the target asked for."""
-
-
-def plan_load(
-    item: TreeItem,
-    target: Any,
-    *,
-    has_target: bool,
-    partial: bool,
-    processes: Processes,
-) -> PlannedLoad:
-    """Matches a target with what is stored and decides what to read.
-
-    Args:
-        item: The open item.
-        target: The abstract state, if there is one.
-        has_target: Whether there is one; None is an abstract state too.
-        partial: Whether the target may leave out stored leaves.
-        processes: Says which parts this process needs.
-
-    Raises:
-        TreeMismatchError: Lists every leaf that does not fit.
-    """
-    entries = item.manifest.leaves
-    if has_target:
-        flat = flatten(target)
-        skipped = [leaf is PLACEHOLDER for leaf in flat.leaves]
-        found = match_paths(
-            flat, entries, where=item.path, skipped=skipped, partial=partial
-        )
-        targets, root = flat.leaves, flat.root
-    else:
-        targets = tuple(leaves.default_target(entry) for entry in entries)
-        found, root = tuple(range(len(entries))), item.manifest.root
-    placers: list[_Placer | None] = []
-    problems: list[str] = []
-    for wanted, position in zip(targets, found, strict=True):
-        if position < 0:
-            placers.append(None)
-            continue
-        entry = entries[position]
-        placer, problem = _plan_leaf(position, entry, wanted, processes)
-        placers.append(placer)
-        if problem is not None:
-            problems.append(f"{leaf_name(entry.path) or '<root>'}: {problem}")
-    check(problems, where=item.path, count=len(targets))
-    return PlannedLoad(
-        requests=tuple(r for p in placers if p is not None for r in p.requests),
-        finish=lambda: unflatten(
-            root, [PLACEHOLDER if p is None else p.place(processes) for p in placers]
-        ),
-        narrowed=tuple(
-            f"{p.entry.name}: {reason}"
-            for p in placers
-            if p is not None and (reason := p.loss()) is not None
-        ),
-    )
-
-
-def metadata_tree(item: TreeItem) -> Any:
-    """The tree of what `metadata()` shows for every leaf."""
-    shown = [leaves.metadata(entry) for entry in item.manifest.leaves]
-    return unflatten(item.manifest.root, shown)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Placer:
-    """One leaf on its way from the store to its place in the result."""
-
-    entry: LeafEntry
-    target: Any
-    handler: LeafHandler
-    wanted: Wanted
-    requests: tuple[ReadRequest, ...]
-
-    def place(self, processes: Processes) -> Any:
-        with at_leaf(self.entry.name):
-            parts = {r.box: self._converted(r.out) for r in self.requests}
-            return self.handler.place(self.target, self.entry, parts, processes)
-
-    def loss(self) -> str | None:
-        if self.wanted.dtype is None or self.entry.dtype is None:
-            return None
-        return loss(dtype_from_name(self.entry.dtype), self.wanted.dtype)
-
-    def _converted(self, part: np.ndarray) -> np.ndarray:
-        dtype = self.wanted.dtype
-        if dtype is None or dtype == part.dtype:
-            return part
-        if part.dtype.kind == "c" and dtype.kind not in "cb":
-            part = np.real(part)  # NumPy would warn of it once more.
-        converted = allocate(part.shape, dtype)
-        # The caller asked for this dtype, and is told which leaves it does not hold.
-        with np.errstate(all="ignore"):
-            converted[...] = part.astype(dtype)
-        return converted
-
-
-def _plan_leaf(
-    position: int, entry: LeafEntry, target: Any, processes: Processes
-) -> tuple[_Placer | None, str | None]:
-    """How to load one leaf, or why it does not fit."""
-    handler = leaves.for_target(target, entry.name)
-    try:
-        wanted = handler.want(target, entry, processes)
-    except ValueError as error:
-        # JAX refuses a sharding that does not divide the shape; that is a mismatch.
-        return None, f"its target cannot be placed: {error}"
-    problem = _mismatch(entry, wanted)
-    if problem is not None:
-        return None, problem
-    dtype = None if entry.dtype is None else dtype_from_name(entry.dtype)
-    requests = tuple(
-        ReadRequest(leaf=position, box=box, out=allocate(box.shape, dtype))
-        for box in wanted.boxes
-        if dtype is not None
-    )
-    placer = _Placer(
-        entry=entry, target=target, handler=handler, wanted=wanted, requests=requests
-    )
-    return placer, None
-
-
-def _mismatch(entry: LeafEntry, wanted: Wanted) -> str | None:
-    stored = "a string" if entry.dtype is None else f"{entry.dtype}{list(entry.shape)}"
-    if (entry.kind == "string") != (wanted.kind == "string"):
-        return f"asked for {_shown(wanted)}, stored is {stored}"
-    if entry.prng_impl != wanted.prng_impl and (wanted.prng_impl or entry.prng_impl):
-        have = f"PRNG keys {entry.prng_impl!r}" if entry.prng_impl else stored
-        return f"asked for {_shown(wanted)}, stored is {have}"
-    if wanted.shape is not None and wanted.shape != entry.shape:
-        return f"asked for {_shown(wanted)}, stored is {stored}"
-    return None
-
-
-def _shown(wanted: Wanted) -> str:
-    if wanted.prng_impl is not None:
-        return f"PRNG keys {wanted.prng_impl!r}"
-    if wanted.shape is None:
-        return f"a {wanted.kind}"
-    dtype = "" if wanted.dtype is None else wanted.dtype
-    return f"{wanted.kind} {dtype}{list(wanted.shape)}"

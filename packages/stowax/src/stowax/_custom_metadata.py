@@ -1,0 +1,48 @@
+"""What users keep with a checkpoint: JSON, their own copy of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def json_object(what: str, value: Any) -> Any:
+    """Checks what a user wants to keep, and makes JSON of it.
+
+    The result shares nothing with the value. Scalars of NumPy and JAX become numbers.
+
+    Args:
+        what: Name of the argument.
+        value: A dict, or None.
+
+    Raises:
+        TypeError: It is no dict with string keys, or holds something else than JSON.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{what} must be a dict, found {type(value).__qualname__}")
+    return _json(what, value)
+
+
+def _json(where: str, value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{where}: keys must be strings, found {key!r}")
+        return {key: _json(f"{where}[{key!r}]", v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(f"{where}[{i}]", element) for i, element in enumerate(value)]
+    if getattr(value, "shape", None) == ():
+        number = np.asarray(value)
+        if number.dtype.kind in "biu":
+            return number.item()
+        return float(number)
+    raise TypeError(
+        f"{where} must be JSON (a dict, list, number, string, bool or None), found "
+        f"{type(value).__qualname__}"
+    )

@@ -1,0 +1,56 @@
+"""What `overwrite=True` replaces, and what it leaves alone."""
+
+import pytest
+
+import stowax
+from stowax.errors import CheckpointExistsError
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "0/notes.txt"])
+def test_what_is_no_checkpoint_is_not_replaced(tmp_path, name):
+    """A folder of other files is not deleted, whatever the caller says."""
+    file = tmp_path / "folder" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+
+    with pytest.raises(CheckpointExistsError, match="no checkpoint"):
+        stowax.save(tmp_path / "folder", {"x": 1}, overwrite=True)
+
+    assert file.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_run_is_not_replaced(tmp_path):
+    """The directory of a training run is no checkpoint, though it is full of them."""
+    with stowax.training.Checkpointer(tmp_path / "run") as checkpointer:
+        checkpointer.save(0, {"x": 1})
+
+    with pytest.raises(CheckpointExistsError, match="no checkpoint"):
+        stowax.save(tmp_path / "run", {"x": 2}, overwrite=True)
+
+    assert stowax.load(tmp_path / "run" / "0") == {"x": 1}
+
+
+def test_empty_directory_is_replaced(tmp_path):
+    """There is nothing to lose in an empty directory."""
+    (tmp_path / "empty").mkdir()
+
+    stowax.save(tmp_path / "empty", {"x": 1}, overwrite=True)
+
+    assert stowax.load(tmp_path / "empty") == {"x": 1}
+
+
+def test_damaged_checkpoint_is_replaced(tmp_path):
+    """Damage may be the very reason to save anew."""
+    stowax.save(tmp_path / "c", {"x": 1})
+    (tmp_path / "c" / "stowax.json").write_bytes(b"{")
+
+    stowax.save(tmp_path / "c", {"x": 2}, overwrite=True)
+
+    assert stowax.load(tmp_path / "c") == {"x": 2}
+
+
+def test_root_directory_is_refused():
+    """There is nothing beside the root directory to write a draft to."""
+    with pytest.raises(stowax.errors.InvalidNameError, match="root directory"):
+        stowax.save("/", {"x": 1}, overwrite=True)
