@@ -54,3 +54,12 @@ def test_root_directory_is_refused():
     """There is nothing beside the root directory to write a draft to."""
     with pytest.raises(stowax.errors.InvalidNameError, match="root directory"):
         stowax.save("/", {"x": 1}, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["c.orbax-checkpoint-tmp", "c.partial_save"])
+def test_name_of_something_unfinished_is_refused(tmp_path, name):
+    """What no load would take for a checkpoint is not saved in the first place."""
+    with pytest.raises(stowax.errors.InvalidNameError, match="unfinished"):
+        stowax.save(tmp_path / name, {"x": 1})
+
+    assert list(tmp_path.iterdir()) == []

@@ -17,6 +17,7 @@ from stowax._formats._base import RESERVED_NAMES
 from stowax._formats._orbax_json import (
     COMMIT_DOCUMENT,
     INDICATOR,
+    PARTIAL_MARK,
     ROOT_DOCUMENT,
     UNFINISHED_MARK,
 )
@@ -270,11 +271,12 @@ def stage_save(
     check_supported(settings)
     runtime = runtime_of(settings)
     location = absolute(path)
-    if UNFINISHED_MARK in posixpath.basename(location):
-        raise InvalidNameError(
-            f"{location}: a name with {UNFINISHED_MARK!r} marks an unfinished "
-            "checkpoint; choose another"
-        )
+    for mark in (UNFINISHED_MARK, PARTIAL_MARK):
+        if mark in posixpath.basename(location):
+            raise InvalidNameError(
+                f"{location}: a name with {mark!r} marks an unfinished checkpoint; "
+                "choose another"
+            )
     started_nsecs = runtime.now_nsecs()
     chosen: dict[str, Any] = {}
     if failure is None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from stowax._formats import _orbax_item
 from stowax._formats._base import Format, OpenCheckpoint, TreeItem
 from stowax._formats._orbax import OrbaxV1Format
-from stowax._formats._orbax_json import UNFINISHED_MARK
+from stowax._formats._orbax_json import PARTIAL_MARK, UNFINISHED_MARK
 from stowax._formats._orbax_v0 import OrbaxV0Format
 from stowax._formats._stowax import MANIFEST, ROOT_SEAL, StowaxFormat, open_tree_item
 from stowax._manifest import Digest
@@ -25,9 +25,6 @@ from stowax.errors import (
 )
 
 _FORMATS: tuple[Format, ...] = (StowaxFormat(), OrbaxV1Format(), OrbaxV0Format())
-
-_PARTIAL_MARK = ".partial_save"
-"""In the names of directories that Orbax has not finalized."""
 
 
 async def open_checkpoint(store: Store, path: str, *, verify: bool) -> OpenCheckpoint:
@@ -118,7 +115,7 @@ def _refuse_unfinished(path: str) -> None:
             "Whoever wrote it was interrupted, or is still at work; load another "
             "checkpoint."
         )
-    if _PARTIAL_MARK in name:
+    if PARTIAL_MARK in name:
         raise InvalidLayoutError(
             f"{path} belongs to a partial save that was not finalized. Finish it with "
             "the library that began it, or load another checkpoint."

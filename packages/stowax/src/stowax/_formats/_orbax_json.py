@@ -47,6 +47,8 @@ STRINGS_DOCUMENT = "_strings.json"
 ARRAYS_DIRECTORY = "array_metadatas"
 UNFINISHED_MARK = ".orbax-checkpoint-tmp"
 """A directory whose name contains this is not finished."""
+PARTIAL_MARK = ".partial_save"
+"""In the names of directories that a partial save of Orbax has not finalized."""
 
 OUR_KEY = "stowax"
 """Extra key of `_METADATA`, which Orbax ignores: names the integrity manifest."""
