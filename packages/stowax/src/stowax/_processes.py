@@ -271,8 +271,7 @@ class JaxProcesses:
             f"{self._keys_of(name)}/{directory}", expected or range(self.count)
         )
         if reason.startswith("DEADLINE_EXCEEDED"):
-            waited_secs = round(timeout_secs, 1)
-            raise DeadlineError(f"{who}: waited {waited_secs:g} s at {name!r}")
+            raise missed(name, who, timeout_secs)
         raise PeerFailedError(f"{who}: could not meet at {name!r}: {reason}")
 
     def _arrive(self, name: str, timeout_secs: float) -> None:
@@ -387,6 +386,13 @@ def describe_missing(indexes: Iterable[int]) -> str:
             return f"process {index} is missing"
         case _:
             return f"processes {', '.join(map(str, missing))} are missing"
+
+
+def missed(name: str, who: str, timeout_secs: float) -> DeadlineError:
+    """The error for a meeting that others did not come to in time."""
+    # What is left of a deadline is never exact: 1.99 s are 2 s to a reader.
+    waited_secs = round(timeout_secs, 1 if timeout_secs >= 1 else 3)
+    return DeadlineError(f"{who}: waited {waited_secs:g} s at {name!r}")
 
 
 def _msecs(timeout_secs: float) -> int:

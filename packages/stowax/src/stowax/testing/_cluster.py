@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 
 import jax
 
-from stowax._processes import describe_missing
+from stowax._processes import describe_missing, missed
 from stowax._runtime import Runtime
 from stowax.errors import DeadlineError, PeerFailedError
 
@@ -254,9 +254,7 @@ class _Board:
                 if meeting.missing and meeting.failure is None:
                     # What fails for one fails for all, and for those that come late.
                     who = describe_missing(meeting.missing)
-                    waited_secs = round(timeout_secs, 1)
-                    message = f"{who}: waited {waited_secs:g} s at {name!r}"
-                    meeting.failure = lambda: DeadlineError(message)
+                    meeting.failure = lambda: missed(name, who, timeout_secs)
                     meeting.settle()
                 if meeting.failure is not None:
                     raise meeting.failure() from None
