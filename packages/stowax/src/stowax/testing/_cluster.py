@@ -18,7 +18,7 @@ import jax
 
 from stowax._processes import describe_missing, missed
 from stowax._runtime import Runtime
-from stowax.errors import DeadlineError, PeerFailedError
+from stowax.errors import PeerFailedError
 
 T = TypeVar("T")
 
