@@ -27,7 +27,8 @@ from stowax._codecs._item_manifest import (
     encode_part,
     encode_root,
 )
-from stowax._codecs._ocdbt import Reference, encode_database
+from stowax._codecs._ocdbt import Reference
+from stowax._codecs._ocdbt_write import encode_database
 from stowax._codecs._zarr import TRAILER_BYTES, array_document, chunk_key, dtype_name
 from stowax._engine import write_chunks
 from stowax._formats import _orbax_json

@@ -17,15 +17,14 @@ from hypothesis import strategies as st
 
 from stowax._codecs._checksum import crc32c
 from stowax._codecs._ocdbt import (
-    LEAF_KEYS,
     MANIFEST_MAGIC,
     MAX_INLINE_BYTES,
     MAX_NAME_BYTES,
     NODE_MAGIC,
     Reference,
-    decode_database,
-    encode_database,
 )
+from stowax._codecs._ocdbt_read import decode_database
+from stowax._codecs._ocdbt_write import LEAF_KEYS, encode_database
 from stowax._codecs._zarr import array_document, chunk_key, dtype_name, encode_trailer
 from stowax.errors import (
     CorruptCheckpointError,
