@@ -192,8 +192,8 @@ _INTRODUCTION = (
     "read into fresh memory): 1.0 is the disk, more is slower.\n"
     "Everything is NumPy float32 noise, with the defaults of each library, and durable "
     "when the clock stops.\n"
-    "Small leaves cost Stowax some 100 µs each; the disk hardly notices them. Figures of "
-    "virtual machines vary by a factor of two from run to run, ratios by less."
+    "Small leaves cost Stowax some 100 µs each; the disk hardly notices them. Figures "
+    "of virtual machines vary by a factor of two from run to run, ratios by less."
 )
 
 if __name__ == "__main__":
