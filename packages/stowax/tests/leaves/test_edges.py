@@ -88,6 +88,16 @@ def test_none_in_a_target_means_as_stored(tmp_path):
     assert loaded["key"] == jax.random.key(1)
 
 
+def test_masked_array_is_refused(tmp_path):
+    """A mask cannot be stored, and hidden values are not made visible in silence."""
+    masked = np.ma.masked_array([1.0, 2.0], mask=[False, True])
+
+    with pytest.raises(UnsupportedLeafError, match=r"'x'.*lose its mask"):
+        stowax.save(tmp_path / "c", {"x": masked})
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_leaf_is_named_in_the_message(tmp_path):
     """The text of the error, not only a note beside it, says which leaf it was."""
     with pytest.raises(UnsupportedLeafError, match=r"leaf 'a\.0'"):

@@ -14,6 +14,7 @@ from stowax._leaves._abstract import NumpyMetadata, StorageMetadata
 from stowax._leaves._base import Description, Holding, Wanted
 from stowax._manifest import LeafEntry
 from stowax._processes import Processes
+from stowax.errors import UnsupportedLeafError
 
 
 class NumpyLeaf:
@@ -25,6 +26,11 @@ class NumpyLeaf:
 
     def describe(self, value: np.ndarray, processes: Processes) -> Description:
         """One part, held by the primary process."""
+        if isinstance(value, np.ma.MaskedArray):
+            raise UnsupportedLeafError(
+                "a masked array would lose its mask; save `.filled(...)`, or `.data` "
+                "and `.mask` as two leaves. Nothing was written."
+            )
         dtype = value.dtype.newbyteorder("<")
         dtype_name(dtype)  # Refuses a dtype that no document can say.
         box = whole(value.shape)
