@@ -1,5 +1,6 @@
 """What `load` and its siblings promise: what was asked for, or every reason why not."""
 
+import asyncio
 import concurrent.futures
 import warnings
 
@@ -581,26 +582,32 @@ def test_damaged_guests_file(tmp_path):
 
 
 class Replaced(RecordingStore):
-    """Exchanges two checkpoints when the first data file is about to be read."""
+    """Exchanges two checkpoints once one part of the data has been read."""
 
     def __init__(self, path, other):
         super().__init__(LocalStore())
         self.path, self.other = path, other
-        self.is_replaced = False
+        self.read_count = 0
+        self.replaced = asyncio.Event()
 
     async def read_into(self, path, offset_bytes, buffer):
-        if "/d/" in path and not self.is_replaced:
-            self.is_replaced = True
+        self.read_count += "/d/" in path
+        is_first = "/d/" in path and self.read_count == 1
+        if self.read_count > 1:
+            await self.replaced.wait()
+        await super().read_into(path, offset_bytes, buffer)
+        if is_first:
             self.path.rename(self.path.with_name("old"))
             self.other.rename(self.path)
-        await super().read_into(path, offset_bytes, buffer)
+            self.replaced.set()
 
 
 @pytest.mark.parametrize("verify", [True, False])
 def test_replaced_while_loading(tmp_path, verify):
     """A load that overlaps with an overwrite gives one checkpoint, not parts of two."""
-    old = {"a": np.zeros(3), "b": np.zeros(200_000)}
-    new = {"a": np.ones(3), "b": np.ones(200_000)}
+    # Large enough to be read one by one.
+    old = {"a": np.zeros(200_000), "b": np.zeros(200_000)}
+    new = {"a": np.ones(200_000), "b": np.ones(200_000)}
     stowax.save(tmp_path / "checkpoint", old)
     stowax.save(tmp_path / "other", new)
     store = Replaced(tmp_path / "checkpoint", tmp_path / "other")
@@ -612,7 +619,7 @@ def test_replaced_while_loading(tmp_path, verify):
     with context:
         loaded = stowax.load(tmp_path / "checkpoint")
 
-    assert store.is_replaced
+    assert store.replaced.is_set()
     np.testing.assert_array_equal(loaded["a"], new["a"])
     np.testing.assert_array_equal(loaded["b"], new["b"])
 

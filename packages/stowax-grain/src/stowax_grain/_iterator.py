@@ -198,8 +198,7 @@ class Iterator:
             state = json.dumps(state, indent=4).encode()
         try:
             self._iterator.set_state(state)
-        except Exception as error:
-            # Grain reports a state of another shape by whatever it stumbles over.
+        except Exception as error:  # Grain raises whatever it stumbles over.
             self._iterator.set_state(before)
             raise errors.TreeMismatchError(
                 f"the iterator does not take the position saved at {directory}, and was"

@@ -126,7 +126,7 @@ async def begin(
         if failure is None and processes.is_primary:
             outcome = await operation.attempt(make_draft())
         drafts = await operation.agree("begin", outcome)
-    except BaseException:
+    except BaseException:  # Also a cancellation must leave no draft; raised again.
         await abandon(operation)
         raise
     operation.directory = drafts[processes.primary].decode()
@@ -181,7 +181,7 @@ async def commit(
         await in_primary("sealed", seal)
         operation.stop_clock()
         await in_primary("published", publish)
-    except BaseException:
+    except BaseException:  # Also a cancellation must leave no draft; raised again.
         await abandon(operation)
         raise
     finally:

@@ -60,8 +60,7 @@ def at_leaf(name: str) -> Generator[None]:
         # In the message, which is what is printed and logged.
         error.args = (f"leaf {name or '<root>'!r}: {error.args[0]}", *error.args[1:])
         raise
-    # Any failure deserves its place; the note keeps type and traceback intact.
-    except Exception as error:
+    except Exception as error:  # Any failure deserves its place; raised again as it is.
         error.add_note(f"at leaf {name or '<root>'}")
         raise
 

@@ -221,7 +221,7 @@ class StagedSave:
         """Commits; who is interrupted has ended it, and may change the values."""
         try:
             self._runtime.run(self._work())
-        except BaseException:
+        except BaseException:  # An interrupt above all; raised again.
             self._ended.wait()
             raise
         finally:

@@ -71,8 +71,8 @@ class PyTreeHandler(OwnHandler):
             staged = stage_item(
                 checkpointable, operation.processes, borrow=operation.borrow
             )
-        except Exception as error:
-            if is_alone:  # Nobody else tells the processes that come to write.
+        except Exception as error:  # Any failure: the others are about to wait for us.
+            if is_alone:  # Inside another save, that one tells them.
                 await operation.submit(operation.agree("written", error))
             raise
         write = _write_alone if is_alone else write_part

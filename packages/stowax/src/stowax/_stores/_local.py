@@ -124,8 +124,7 @@ class LocalStore:
         lanes = [wanted[lane::_SYNC_LANES] for lane in range(_SYNC_LANES)]
         try:
             await run_all(on_worker(_sync, lane) for lane in lanes if lane)
-        except BaseException:
-            # Cancelled or failed: these names still wait for somebody's sync.
+        except BaseException:  # Cancelled or failed: the names still wait for a sync.
             with self._lock:
                 self._new_names_in |= above
             raise

@@ -432,7 +432,7 @@ class Checkpointer:
     ) -> None:
         try:
             self.close()
-        except Exception as failure:
+        except Exception as failure:  # Whatever a save raised; it is never dropped.
             if error is None:
                 raise
             # What ended the loop comes first; the failed save is not lost either.

@@ -56,7 +56,7 @@ class Pending:
         """See `AsyncResponse.result`."""
         try:
             return self._response.result(timeout)
-        except BaseException as error:
+        except BaseException as error:  # Raised again; only looked at.
             # Not so when the caller has only run out of patience.
             self._is_seen = self._future.done() and error is self._future.exception()
             raise
@@ -68,7 +68,7 @@ class Pending:
         """
         try:
             return self.result()
-        except BaseException:
+        except BaseException:  # An interrupt above all; raised again.
             if self._cancel is not None and self.is_running:
                 self._cancel()
                 with contextlib.suppress(Exception):
