@@ -393,7 +393,6 @@ REFUSED_BY_SAVES = [
     ("array.saving.scoped_storage_options_creator", print),
     ("array.saving.enable_write_sharding_file", False),
     ("array.saving.array_metadata_store", None),
-    ("pytree.saving.pytree_metadata_options.support_rich_types", True),
     ("atomicity.mode", options.AtomicityMode.COMMIT_FILE),
     ("atomicity.mode", "commit_file"),
     ("memory.serialization_status_callback", object()),

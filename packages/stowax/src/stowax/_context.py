@@ -66,6 +66,9 @@ class Settings:
     partial_load: bool = False
     """Whether the abstract state may leave out parts of the stored tree."""
 
+    rich_types: bool = False
+    """Whether tuples and NamedTuples are told apart in the documents of Orbax, too."""
+
     timeout_secs: float = 1200
     """Deadline of the whole operation, in seconds from the call."""
 
@@ -372,6 +375,7 @@ class Context(OptionGroup):
         return Settings(
             verify=self.integrity.verify,
             partial_load=self.pytree.loading.partial_load,
+            rich_types=self.pytree.saving.pytree_metadata_options.support_rich_types,
             timeout_secs=self.asynchronous.timeout_secs,
             post_finalization_callback=self.asynchronous.post_finalization_callback,
             store=self.file.store,
@@ -440,10 +444,6 @@ _LIMITS: Final = (
     _Limit(option="array.saving.enable_write_sharding_file", accepted=(True,)),
     _Limit(
         option="array.saving.array_metadata_store", accepted=(ARRAY_METADATA_STORE,)
-    ),
-    _Limit(
-        option="pytree.saving.pytree_metadata_options.support_rich_types",
-        accepted=(False,),
     ),
     _Limit(
         option="atomicity.mode",

@@ -234,7 +234,14 @@ async def _write_documents(
     staged: StagedItem, directory: str, operation: Operation, told: Sequence[bytes]
 ) -> None:
     now_nsecs = operation.runtime.now_nsecs()
-    completion = await on_worker(_completion, staged, directory, told, now_nsecs)
+    completion = await on_worker(
+        _completion,
+        staged,
+        directory,
+        told,
+        now_nsecs,
+        rich_types=operation.settings.rich_types,
+    )
     store = operation.store
     for name, data in completion.files.items():
         await store.write(join(directory, name), [data], size_bytes=len(data))
@@ -243,7 +250,12 @@ async def _write_documents(
 
 
 def _completion(
-    staged: StagedItem, directory: str, told: Sequence[bytes], now_nsecs: int
+    staged: StagedItem,
+    directory: str,
+    told: Sequence[bytes],
+    now_nsecs: int,
+    *,
+    rich_types: bool,
 ) -> _Completion:
     head_bytes = _STRUCTURE_BYTES if len(told) > 1 else 0
     parts = {f"{PART_PREFIX}{i}": data[head_bytes:] for i, data in enumerate(told)}
@@ -252,7 +264,10 @@ def _completion(
     if len(told) > 1:
         _check_alike(manifest, directory, [message[:head_bytes] for message in told])
     documents = _orbax_json.encode_documents(
-        manifest, process_count=len(parts), manifest_name=MANIFEST
+        manifest,
+        process_count=len(parts),
+        manifest_name=MANIFEST,
+        rich_types=rich_types,
     )
     if any(entry.dtype is not None for entry in staged.entries):
         index, head = encode_database(

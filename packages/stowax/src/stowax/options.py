@@ -149,9 +149,11 @@ class PyTreeMetadataOptions(OptionGroup):
     """How the structure of a tree is described."""
 
     support_rich_types: bool = False
-    """Whether Orbax too is told of tuples and NamedTuples. True is refused for now.
+    """Whether the documents of Orbax, too, tell tuples from lists, NamedTuples from
+    dicts.
 
-    Our own manifest always tells tuples from lists and NamedTuples from dicts.
+    Saving writes it down for Orbax; loading uses what Orbax wrote down, as Orbax does
+    where the option is set. Our own manifest always tells.
     """
 
 

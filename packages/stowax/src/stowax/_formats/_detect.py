@@ -78,7 +78,12 @@ async def is_checkpoint(store: Store, path: str) -> bool:
 
 
 async def open_tree(
-    store: Store, path: str, digests: Mapping[str, Digest], *, verify: bool
+    store: Store,
+    path: str,
+    digests: Mapping[str, Digest],
+    *,
+    verify: bool,
+    rich_types: bool = False,
 ) -> TreeItem:
     """Opens the tree item in a directory, whoever wrote it.
 
@@ -87,6 +92,8 @@ async def open_tree(
         path: The item's directory.
         digests: What the seal of the checkpoint says of files, by full path.
         verify: Whether checksums are compared.
+        rich_types: Whether Orbax's records of tuples and NamedTuples are used; our own
+            are in any case.
 
     Raises:
         CheckpointNotFoundError: Nothing is there.
@@ -103,7 +110,9 @@ async def open_tree(
                 raise
     if await store.stat(path) is None:
         raise CheckpointNotFoundError(f"nothing is at {path}")
-    return await _orbax_item.open_tree(store, path, verify=verify)
+    return await _orbax_item.open_tree(
+        store, path, verify=verify, rich_types=rich_types
+    )
 
 
 def _refuse_unfinished(path: str) -> None:

@@ -37,8 +37,16 @@ AGGREGATE_DOCUMENT = "checkpoint"
 _DATABASE = "manifest.ocdbt"
 
 
-async def open_tree(store: Store, path: str, *, verify: bool) -> TreeItem:
+async def open_tree(
+    store: Store, path: str, *, verify: bool, rich_types: bool = False
+) -> TreeItem:
     """Opens a tree item: its documents, and the metadata of every array.
+
+    Args:
+        store: Where it lies.
+        path: The item's directory.
+        verify: Whether an item that names a manifest must have it.
+        rich_types: Whether tuples and NamedTuples are told apart where that is known.
 
     Raises:
         InvalidLayoutError: It is no tree item, or not one that can be read here.
@@ -57,7 +65,9 @@ async def open_tree(store: Store, path: str, *, verify: bool) -> TreeItem:
         for entry in await store.list(f"{path}/{ARRAYS_DIRECTORY}"):
             name = f"{ARRAYS_DIRECTORY}/{entry.name}"
             documents[name] = await read_bytes(store, f"{path}/{name}")
-    said = await on_worker(decode_documents, documents, path=path)
+    said = await on_worker(
+        decode_documents, documents, path=path, rich_types=rich_types
+    )
     if verify and said.manifest_name is not None:
         raise CorruptCheckpointError(
             f"{path}/{ITEM_DOCUMENT} names an integrity manifest, "

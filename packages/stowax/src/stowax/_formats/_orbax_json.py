@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from stowax._formats._base import ITEM_DOCUMENT, ItemKind
+from stowax._formats._orbax_rich import encode_rich, refine
 from stowax._keypath import (
     Key,
     KeyPath,
@@ -52,6 +53,8 @@ PARTIAL_MARK = ".partial_save"
 
 OUR_KEY = "stowax"
 """Extra key of `_METADATA`, which Orbax ignores: names the integrity manifest."""
+_RICH_KEY = "value_metadata_tree"
+"""Key of `_METADATA` under which the tree may be told once more, with its types."""
 
 _V1 = "orbax.checkpoint.experimental.v1._src.handlers."
 _V0 = "orbax.checkpoint._src.handlers."
@@ -114,7 +117,11 @@ def item_kind(file_names: Iterable[str]) -> ItemKind:
 
 
 def encode_documents(
-    manifest: Manifest, *, process_count: int, manifest_name: str | None
+    manifest: Manifest,
+    *,
+    process_count: int,
+    manifest_name: str | None,
+    rich_types: bool = False,
 ) -> dict[str, bytes]:
     """Every document of a tree item, by path relative to the item's directory.
 
@@ -122,12 +129,15 @@ def encode_documents(
         manifest: What the item contains; its chunk tables are not looked at.
         process_count: Number of processes that wrote the item.
         manifest_name: File name of the integrity manifest, if there is one.
+        rich_types: Whether `_METADATA` tells tuples and NamedTuples, too.
 
     Raises:
         KeyPathCollisionError: Two strings cannot both stand in `_strings.json`.
         UnsupportedLeafError: A name or a string holds half of a surrogate pair.
     """
-    documents = {ITEM_DOCUMENT: _encode_metadata(manifest, manifest_name)}
+    documents = {
+        ITEM_DOCUMENT: _encode_metadata(manifest, manifest_name, rich_types=rich_types)
+    }
     arrays = [leaf for leaf in manifest.leaves if leaf.kind == "jax.Array"]
     if any(leaf.sharding is not None for leaf in arrays):
         documents[SHARDING_DOCUMENT] = _encode_shardings(arrays)
@@ -152,15 +162,21 @@ def check_string_names(names: Iterable[str]) -> None:
     _nest(dict.fromkeys(names, ""))
 
 
-def _encode_metadata(manifest: Manifest, manifest_name: str | None) -> bytes:
+def _encode_metadata(
+    manifest: Manifest, manifest_name: str | None, *, rich_types: bool
+) -> bytes:
+    def describe(node: Node) -> dict[str, Any]:
+        if node.kind == "leaf":
+            return _describe_leaf(manifest.leaves[node.leaf])
+        value_type = _VALUE_TYPE_OF_EMPTY.get(node.kind, "None")
+        if rich_types and node.kind == "namedtuple":
+            value_type = "NamedTuple"
+        return {"value_type": value_type, "skip_deserialize": True}
+
     entries = {}
     for path, node in walk(manifest.root):
         texts = tuple(key.text for key in path)
-        if node.kind == "leaf":
-            value = _describe_leaf(manifest.leaves[node.leaf])
-        else:
-            value_type = _VALUE_TYPE_OF_EMPTY.get(node.kind, "None")
-            value = {"value_type": value_type, "skip_deserialize": True}
+        value = describe(node)
         keys = [
             {"key": key.text, "key_type": _BY_NAME if key.is_named else _BY_POSITION}
             for key in path
@@ -175,6 +191,8 @@ def _encode_metadata(manifest: Manifest, manifest_name: str | None) -> bytes:
     }
     if manifest_name is not None:
         document[OUR_KEY] = {"manifest": manifest_name}
+    if rich_types:
+        document[_RICH_KEY] = encode_rich(manifest.root, describe)
     return json.dumps(document).encode()
 
 
@@ -322,13 +340,16 @@ class TreeDocuments:
     """File name of the integrity manifest that belongs to the item."""
 
 
-def decode_documents(documents: Mapping[str, bytes], *, path: str) -> TreeDocuments:
+def decode_documents(
+    documents: Mapping[str, bytes], *, path: str, rich_types: bool = False
+) -> TreeDocuments:
     """Reads the documents of a tree item.
 
     Args:
         documents: Contents by path relative to the item, as `encode_documents` gives
             them; all but `_METADATA` may be missing.
         path: Directory of the item, for messages.
+        rich_types: Whether tuples and NamedTuples are told apart where that is known.
 
     Raises:
         CorruptCheckpointError: Names the document and, where it is one, the leaf.
@@ -368,6 +389,8 @@ def decode_documents(documents: Mapping[str, bytes], *, path: str) -> TreeDocume
             leaf = _with_facts(leaf, facts.get(name), shardings.get(name))
         leaves.append(leaf)
     manifest = _manifest(nodes, leaves, where)
+    if rich_types and (rich := document.get(_RICH_KEY)) is not None:
+        manifest = _refined(manifest, rich, f"{where}, key {_RICH_KEY!r}")
 
     ours = document.get(OUR_KEY)
     return TreeDocuments(
@@ -441,6 +464,20 @@ def _manifest(
             f"{where}: the entries form no tree: {error}."
         ) from None
     return Manifest(root=root, leaves=tuple(leaves))
+
+
+def _refined(manifest: Manifest, rich: Any, where: str) -> Manifest:
+    """The manifest with the containers that the second description tells."""
+    text = _typed(rich, str, "JSON in a string", where)
+    root = refine(manifest.root, _parse(text.encode(), where))
+    paths = [path for path, node in walk(root) if node.kind == "leaf"]
+    return Manifest(
+        root=root,
+        leaves=tuple(
+            replace(leaf, path=path)
+            for leaf, path in zip(manifest.leaves, paths, strict=True)
+        ),
+    )
 
 
 def _decode_shardings(

@@ -157,6 +157,7 @@ async def _open(operation: Operation, location: str) -> TreeItem:
         location,
         operation.digests,
         verify=operation.settings.verify,
+        rich_types=operation.settings.rich_types,
     )
 
 
