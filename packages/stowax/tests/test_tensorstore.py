@@ -1,5 +1,6 @@
 import asyncio
 import itertools
+import shutil
 
 import ml_dtypes
 import numpy as np
@@ -161,7 +162,7 @@ def test_missing_array_is_named(tmp_path, use_ocdbt, use_zarr3):
     how = {"use_ocdbt": use_ocdbt, "use_zarr3": use_zarr3}
     _write(tmp_path, {"w": np.arange(3)}, **how)
 
-    with pytest.raises(CorruptCheckpointError, match=r"leaf 'gone' of .*NOT_FOUND"):
+    with pytest.raises(CorruptCheckpointError, match=r"leaf 'gone' of .* is missing"):
         _facts(tmp_path, [_leaf("w"), _leaf("gone")], **how)
 
 
@@ -208,6 +209,34 @@ def test_array_must_fit_its_leaf(tmp_path):
         _facts(tmp_path, [_leaf("w", "jax.Array", prng_impl="rbg")])
 
 
+def test_facts_open_no_array(tmp_path):
+    """What an array is stands in its document; a bad codec shows when it is read."""
+    _write(tmp_path, VALUES, use_ocdbt=False, use_zarr3=True)
+    for document in tmp_path.rglob("zarr.json"):
+        document.write_text(document.read_text().replace('"bytes"', '"sevenzip"'))
+
+    found = _facts(tmp_path, [_leaf(name) for name in VALUES], use_ocdbt=False)
+
+    assert [leaf.shape for leaf in found] == [v.shape for v in VALUES.values()]
+
+
+def test_array_that_changes_is_noticed(tmp_path):
+    """An array that is another one when it is opened is not read as the first."""
+    how = {"use_ocdbt": False, "use_zarr3": True}
+    _write(tmp_path, {"w": np.arange(3)}, **how)
+
+    async def read():
+        source = _source(tmp_path, [_leaf("w")], use_ocdbt=False)
+        await source.array_facts()
+        shutil.rmtree(tmp_path / "w")
+        _write(tmp_path, {"w": np.arange(4)}, **how)
+        out = np.empty(3, np.int64)
+        await source.read([ReadRequest(leaf=0, box=whole((3,)), out=out)])
+
+    with pytest.raises(CorruptCheckpointError, match=r"int64\[4\] now"):
+        asyncio.run(read())
+
+
 def test_codec_that_is_unknown_is_no_damage(tmp_path):
     """What TensorStore cannot decode is refused, with its reason."""
     _write(tmp_path, {"w": np.arange(3)}, use_ocdbt=False, use_zarr3=True)
@@ -215,7 +244,7 @@ def test_codec_that_is_unknown_is_no_damage(tmp_path):
     document.write_text(document.read_text().replace('"bytes"', '"sevenzip"'))
 
     with pytest.raises((CorruptCheckpointError, InvalidLayoutError), match="sevenzip"):
-        _facts(tmp_path, [_leaf("w")], use_ocdbt=False)
+        _read(tmp_path, [("w", None)], use_ocdbt=False)
 
 
 def test_more_arrays_than_are_opened_at_once(tmp_path):
@@ -250,6 +279,8 @@ def test_cancelled_read_ends_before_it_returns(tmp_path):
     async def cancel():
         source = _source(tmp_path, [_leaf("w")])
         await source.array_facts()
+        first = ReadRequest(leaf=0, box=Box((0,), (1,)), out=np.empty(1, value.dtype))
+        await source.read([first])  # opens the array
         request = ReadRequest(leaf=0, box=whole(value.shape), out=out)
         reading = asyncio.create_task(source.read([request]))
         await asyncio.sleep(0)  # started

@@ -9,17 +9,26 @@ data goes straight into the caller's memory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import tensorstore as ts
 
 from stowax._box import whole
+from stowax._codecs._zarr_read import (
+    DOCUMENT_NAMES,
+    ArrayFacts,
+    ZarrVersion,
+    decode_array_document,
+)
 from stowax._formats._base import ReadRequest
+from stowax._keypath import array_prefix
 from stowax._manifest import LeafEntry
+from stowax._runtime import on_worker
 from stowax._tasks import run_all
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
 
@@ -48,7 +57,7 @@ with no such word, mean content that is missing or makes no sense."""
 
 
 class TensorStoreSource:
-    """The arrays of one item, opened together and read in parts.
+    """The arrays of one item: described by their documents, opened when they are read.
 
     `array_facts` comes first; `read` then answers requests by position of the leaf.
     """
@@ -75,7 +84,7 @@ class TensorStoreSource:
         self._directory = directory
         self._leaves = tuple(leaves)
         self._use_ocdbt = use_ocdbt
-        self._driver = "zarr3" if use_zarr3 else "zarr"
+        self._version: ZarrVersion = 3 if use_zarr3 else 2
         self._fills_missing = use_zarr3 and not stores_fill_value
         # A context of its own: nothing that was cached for another item, or for an
         # older checkpoint at the same path, is ever seen.
@@ -85,78 +94,125 @@ class TensorStoreSource:
         self._arrays: dict[int, ts.TensorStore] = {}
 
     async def array_facts(self) -> tuple[LeafEntry, ...]:
-        """Opens every array; returns the leaves with dtype, shape and chunk shape.
+        """Returns the leaves with dtype, shape and chunk shape; opens no array.
 
         Raises:
-            CorruptCheckpointError: An array is missing or damaged, or is not what its
-                leaf must be.
-            InvalidLayoutError: TensorStore cannot read its dtype or codec.
+            CorruptCheckpointError: The document of an array is missing or damaged, or
+                does not describe what its leaf must be.
+            InvalidLayoutError: Arrays of its dtype cannot be loaded.
             OSError: The system failed.
         """
-        gate = asyncio.Semaphore(_CONCURRENT_OPENS)
-        return tuple(
-            await run_all(
-                self._open(position, leaf, gate)
-                for position, leaf in enumerate(self._leaves)
-            )
-        )
+        self._leaves = await on_worker(self._described)
+        return self._leaves
 
     async def read(self, requests: Sequence[ReadRequest]) -> None:
-        """Fills every request.
+        """Opens the arrays that are asked for, and fills every request.
 
         Raises:
             CorruptCheckpointError: Names the leaf and the item.
+            InvalidLayoutError: TensorStore cannot read its codec.
             OSError: The system failed.
         """
+        wanted = {request.leaf for request in requests} - self._arrays.keys()
+        gate = asyncio.Semaphore(_CONCURRENT_OPENS)
+        await run_all(self._open(position, gate) for position in sorted(wanted))
         gate = asyncio.Semaphore(_CONCURRENT_READS)
         await run_all(self._read(request, gate) for request in requests)
 
-    async def _open(
-        self, position: int, leaf: LeafEntry, gate: asyncio.Semaphore
+    def _described(self) -> tuple[LeafEntry, ...]:
+        """The leaves with what their documents say, read all at once.
+
+        On a worker: to await each would cost more than to read it.
+        """
+        arrays = [leaf for leaf in self._leaves if leaf.kind != "string"]
+        if not arrays:
+            return self._leaves
+        prefixes = [self._prefix(leaf.name) for leaf in arrays]
+        with self._at(arrays[0]):
+            documents = ts.KvStore.open(self._kvstore(""), context=self._context)
+            store = documents.result()
+        name = DOCUMENT_NAMES[self._version]
+        reads = [store.read(f"{array_prefix(prefix)}{name}") for prefix in prefixes]
+        found = (
+            self._with_document(leaf, read)
+            for leaf, read in zip(arrays, reads, strict=True)
+        )
+        return tuple(
+            leaf if leaf.kind == "string" else next(found) for leaf in self._leaves
+        )
+
+    def _with_document(
+        self, leaf: LeafEntry, read: ts.Future[ts.KvStore.ReadResult]
     ) -> LeafEntry:
-        if leaf.kind == "string":
-            return leaf
+        with self._at(leaf):
+            result = read.result()
+        place = self._place(leaf)
+        if result.state != "value":
+            raise CorruptCheckpointError(f"{place}: its array is missing")
+        try:
+            facts = decode_array_document(bytes(result.value), self._version)
+        except CorruptCheckpointError as error:
+            raise CorruptCheckpointError(f"{place}: {error}") from error
+        except InvalidLayoutError as error:
+            raise InvalidLayoutError(f"{place}: {error}") from error
+        return _with_facts(leaf, facts, place)
+
+    async def _open(self, position: int, gate: asyncio.Semaphore) -> None:
+        leaf = self._leaves[position]
         spec = {
-            "driver": self._driver,
-            "kvstore": self._kvstore(leaf.name),
+            "driver": "zarr3" if self._version == 3 else "zarr",
+            "kvstore": self._kvstore(self._prefix(leaf.name)),
             "fill_missing_data_reads": self._fills_missing,
             "recheck_cached_data": False,
             "recheck_cached_metadata": False,
         }
         async with gate:
-            array = await self._wait(
-                leaf, ts.open(spec, read=True, open=True, context=self._context)
+            with self._at(leaf):
+                array = await _finish(
+                    ts.open(spec, read=True, open=True, context=self._context)
+                )
+        found = array.dtype.name, tuple(array.shape)
+        if found != (leaf.dtype, leaf.shape):
+            raise CorruptCheckpointError(
+                f"{self._place(leaf)}: it was {leaf.dtype}{list(leaf.shape)}, and is "
+                f"{found[0]}{list(found[1])} now: somebody is writing to it"
             )
-        leaf = _with_facts(leaf, array, self._place(leaf))
         self._arrays[position] = array
-        return leaf
 
     async def _read(self, request: ReadRequest, gate: asyncio.Semaphore) -> None:
         array = self._arrays[request.leaf]
         out = ts.array(request.out, context=self._context, copy=False, write=True)
         async with gate:
             part = array[request.box.within(whole(array.shape))]
-            await self._wait(self._leaves[request.leaf], out.write(part).commit)
+            with self._at(self._leaves[request.leaf]):
+                await _finish(out.write(part).commit)
 
-    def _kvstore(self, name: str) -> dict[str, Any]:
-        if self._use_ocdbt:
-            # Any name is a key of the database: it cannot lead out of the directory.
-            return {
-                "driver": "ocdbt",
-                "base": {"driver": "file", "path": f"{self._directory}/"},
-                "path": name,
-                "cache_pool": "cache_pool#database",
-            }
-        if name.startswith("/") or {".", ".."}.intersection(name.split("/")):
+    def _prefix(self, name: str) -> str:
+        """Where the array of a leaf lies in the item."""
+        # Any name is a key of a database: it cannot lead out of the directory.
+        leads_out = name.startswith("/") or {".", ".."}.intersection(name.split("/"))
+        if leads_out and not self._use_ocdbt:
             raise CorruptCheckpointError(
                 f"{self._directory}: the leaf {name!r} would be read from outside of "
                 "the checkpoint. Do not load it if you do not know who made it."
             )
-        return {"driver": "file", "path": f"{self._directory}/{name}"}
+        return name
 
-    async def _wait(self, leaf: LeafEntry, future: ts.Future[_T]) -> _T:
+    def _kvstore(self, prefix: str) -> dict[str, Any]:
+        if self._use_ocdbt:
+            return {
+                "driver": "ocdbt",
+                "base": {"driver": "file", "path": f"{self._directory}/"},
+                "path": prefix,
+                "cache_pool": "cache_pool#database",
+            }
+        return {"driver": "file", "path": f"{self._directory}/{prefix}"}
+
+    @contextlib.contextmanager
+    def _at(self, leaf: LeafEntry) -> Generator[None]:
+        """Says in our words, and with the leaf's name, what TensorStore raises."""
         try:
-            return await _finish(future)
+            yield
         except NotImplementedError as error:
             raise InvalidLayoutError(
                 f"{self._place(leaf)}: TensorStore cannot read it: {_plain(error)}"
@@ -171,28 +227,19 @@ class TensorStoreSource:
         return f"leaf {leaf.name!r} of {self._directory}"
 
 
-def _with_facts(leaf: LeafEntry, array: ts.TensorStore, place: str) -> LeafEntry:
+def _with_facts(leaf: LeafEntry, facts: ArrayFacts, place: str) -> LeafEntry:
     """The leaf with what its array says, if they fit together."""
-    dtype = array.dtype.name
-    if array.dtype.numpy_dtype.hasobject:
-        raise InvalidLayoutError(f"{place}: arrays of {dtype} cannot be loaded.")
-    shape = tuple(array.shape)
-    if leaf.kind == "scalar" and shape:
-        raise CorruptCheckpointError(f"{place}: a scalar is stored with shape {shape}.")
-    if leaf.prng_impl is not None and (dtype != "uint32" or not shape):
+    if leaf.kind == "scalar" and facts.shape:
         raise CorruptCheckpointError(
-            f"{place}: the data of PRNG keys is stored as {dtype}{list(shape)}, "
-            "expected uint32[…, n]."
+            f"{place}: a scalar is stored with shape {facts.shape}."
         )
-    chunk_shape = array.chunk_layout.read_chunk.shape or (None,) * len(shape)
+    if leaf.prng_impl is not None and (facts.dtype != "uint32" or not facts.shape):
+        raise CorruptCheckpointError(
+            f"{place}: the data of PRNG keys is stored as {facts.dtype}"
+            f"{list(facts.shape)}, expected uint32[…, n]."
+        )
     return replace(
-        leaf,
-        dtype=dtype,
-        shape=shape,
-        chunk_shape=tuple(
-            max(1, n if extent is None else extent)
-            for extent, n in zip(chunk_shape, shape, strict=True)
-        ),
+        leaf, dtype=facts.dtype, shape=facts.shape, chunk_shape=facts.chunk_shape
     )
 
 
