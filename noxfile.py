@@ -16,7 +16,7 @@ nox.options.reuse_venv = "yes"
 # `matrix` runs on the interpreters that are there and says which were not.
 nox.options.error_on_missing_interpreters = False
 
-PACKAGES = ["stowax[zstd]", "stowax-flax", "stowax-optax", "stowax-grain"]
+PACKAGES = ["stowax[zstd,proto]", "stowax-flax", "stowax-optax", "stowax-grain"]
 PEER = "orbax-checkpoint"
 TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "matplotlib"]
 PYTHONS = ["3.11", "3.12", "3.13"]

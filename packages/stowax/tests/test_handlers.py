@@ -10,17 +10,18 @@ import pytest
 from sample_trees import bits, differences
 
 import stowax
-from stowax._handlers._registry import Handlers, typestr_of
+from stowax._handlers._choose import typestr_of
 from stowax.errors import (
-    CheckpointableNotFoundError,
     HandlerError,
+    HandlerNotFoundError,
     InvalidLayoutError,
     TreeMismatchError,
+    UnsupportedLeafError,
+    UnsupportedOptionError,
 )
 from stowax.handlers import (
     JsonHandler,
     PyTreeHandler,
-    global_registry,
     local_registry,
 )
 from stowax.options import CheckpointablesOptions
@@ -276,7 +277,7 @@ class TestGuests:
         assert opaque.path == f"{place / 'checkpoint'}/words"
         assert opaque.typestr == typestr_of(WordsHandler())
         assert sorted(opaque.files) == ["deep", "words.json"]
-        with pytest.raises(CheckpointableNotFoundError, match="register_handler"):
+        with pytest.raises(HandlerNotFoundError, match="register_handler"):
             stowax.load_checkpointables(place / "checkpoint", {"words": None})
 
     def test_nothing_accepts(self, tmp_path):
@@ -424,6 +425,41 @@ class TestPyTreeHandlerAlone:
         assert handler.is_abstract_handleable({"a": int, "b": ...})
         assert not handler.is_abstract_handleable({"a": object()})
 
+    def test_validate(self):
+        """It refuses by name every leaf that it cannot save, or load."""
+        handler = PyTreeHandler()
+        odd = {"a": len, "b": [1, object()], "c": stowax.PLACEHOLDER}
+
+        for validate in (
+            handler.validate_leaves_handleable,
+            handler.validate_abstract_leaves_handleable,
+        ):
+            validate({"a": 1, "b": stowax.PLACEHOLDER})
+            with pytest.raises(
+                UnsupportedLeafError, match=r"(?s)'a'.*'b\.1'"
+            ) as caught:
+                validate(odd)
+            assert "'c'" not in str(caught.value)
+
+    def test_arguments_of_orbax(self):
+        """What only Orbax can follow is refused, unless it is left at its default."""
+        PyTreeHandler(
+            context=None,
+            array_metadata_validator=None,
+            leaf_handler_registry=None,
+            partial_save_mode=False,
+        )
+
+        with pytest.raises(UnsupportedOptionError) as caught:
+            PyTreeHandler(
+                array_metadata_validator=object(),
+                leaf_handler_registry=object(),
+                partial_save_mode=True,
+            )
+
+        for name in ("metadata_validator", "handler_registry", "save_mode=True"):
+            assert name in str(caught.value)
+
 
 async def _await(awaitable):
     return await awaitable
@@ -460,57 +496,3 @@ class TestRegistry:
             "tree": V1 + "pytree_handler.PyTreeHandler",
             "own": V1 + "pytree_handler.PyTreeHandler",
         }
-
-    def test_last_added_is_asked_first(self):
-        """A handler that was added later is asked before those that are there."""
-
-        class Greedy(WordsHandler):
-            def is_handleable(self, checkpointable):
-                return True
-
-        registry = local_registry().add(WordsHandler).add(Greedy)
-        settings = stowax.Context(
-            checkpointables=CheckpointablesOptions(registry=registry)
-        ).settings()
-
-        assert type(Handlers(settings).for_saving("x", {"a": 1})) is Greedy
-        assert type(Handlers(settings).for_saving("x", Words())) is Greedy
-        # A handler tied to the name comes before all others.
-        assert type(Handlers(settings).for_saving("state", {"a": 1})) is PyTreeHandler
-
-    def test_local_registry_is_ones_own(self):
-        """What is added to a local registry is not in the global one."""
-        registry = local_registry().add(JsonHandler, "config")
-
-        assert registry.has("config")
-        assert registry.get("config") is JsonHandler
-        assert not global_registry().has("config")
-        with pytest.raises(HandlerError, match="'config'"):
-            global_registry().get("config")
-        assert local_registry(registry, include_global_registry=False).has("config")
-
-    def test_minimal_registry(self, place):
-        """A registry of one's own needs four methods and nothing else."""
-
-        class Minimal:
-            def __init__(self):
-                self.registry = local_registry()
-
-            def add(self, *args):
-                self.registry.add(*args)
-                return self
-
-            def get(self, name):
-                return self.registry.get(name)
-
-            def has(self, name):
-                return self.registry.has(name)
-
-            def get_all_entries(self):
-                return self.registry.get_all_entries()
-
-        options = CheckpointablesOptions(registry=Minimal().add(WordsHandler))
-        with place.context(checkpointables=options):
-            parts = {"words": Words("ab"), "state": {"x": 1}}
-            stowax.save_checkpointables(place / "checkpoint", parts)
-            assert stowax.load_checkpointables(place / "checkpoint") == parts

@@ -6,7 +6,7 @@ import datetime as dt
 import jax
 import numpy as np
 import pytest
-from sample_trees import Layer, Nothing, bits, shardings
+from sample_trees import Layer, Nothing, bits, differences, shardings
 
 import stowax
 from stowax.errors import (
@@ -14,7 +14,7 @@ from stowax.errors import (
     CorruptCheckpointError,
     InvalidLayoutError,
 )
-from stowax.handlers import JsonHandler
+from stowax.handlers import JsonHandler, PyTreeHandler
 from stowax.options import CheckpointablesOptions
 
 
@@ -83,6 +83,136 @@ def test_facts_of_the_checkpoint(place):
     assert found.commit_timestamp < after + second
     assert found.custom_metadata == {"note": "kept"}
     assert "note" in repr(found)
+
+
+class Counter:
+    """Saves itself, as a tree or as a file of its own."""
+
+    def __init__(self, count=0, *, as_tree=True):
+        self.count, self.as_tree = count, as_tree
+
+    async def save(self, directory):
+        if self.as_tree:
+            return await PyTreeHandler().save(directory, {"count": self.count})
+
+        async def write():
+            (await directory.await_creation() / "count").write_text(str(self.count))
+
+        return write()
+
+    async def load(self, directory):
+        async def read():
+            self.count = int((directory / "count").read_text())
+
+        return read()
+
+
+class Told:
+    """What `Teller` serves."""
+
+
+class Teller:
+    """A handler whose metadata are what the test says."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    async def save(self, directory, checkpointable):
+        async def write():
+            (await directory.await_creation() / "file").write_text("told")
+
+        return write()
+
+    async def load(self, directory, abstract_checkpointable=None):
+        async def read():
+            return (directory / "file").read_text(), abstract_checkpointable
+
+        return read()
+
+    async def metadata(self, directory):
+        assert (directory / "file").read_text() == "told"
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def is_handleable(self, checkpointable):
+        return isinstance(checkpointable, Told)
+
+    def is_abstract_handleable(self, abstract_checkpointable):
+        return abstract_checkpointable is None or abstract_checkpointable == self.answer
+
+
+def test_metadata_are_abstract(place):
+    """What is known of all checkpointables can be asked for as it is.
+
+    Trees too that an object wrote that saves itself; what only the object can load
+    comes back as the description that was given.
+    """
+    teller = Teller({"length": 4})
+    options = CheckpointablesOptions.create_with_handlers(teller, config=JsonHandler)
+    parts = {
+        "state": {"w": bits("float32", (3,)), "n": (1, "text")},
+        "counter": Counter(3),
+        "own": Counter(4, as_tree=False),
+        "told": Told(),
+        "config": {"depth": 3},
+    }
+    with place.context(checkpointables=options):
+        stowax.save_checkpointables(place / "checkpoint", parts)
+
+        found = stowax.checkpointables_metadata(place / "checkpoint")
+        loaded = stowax.load_checkpointables(place / "checkpoint", found)
+        again = stowax.load_checkpointables(place / "checkpoint", found.metadata)
+
+    assert found.metadata["counter"] == {"count": 0}
+    assert found.metadata["told"] == {"length": 4}
+    assert found.metadata["config"] is None
+    opaque = found.metadata["own"]
+    assert isinstance(opaque, stowax.OpaqueCheckpointable)
+    assert opaque.files == ("count",)
+    assert opaque.typestr.endswith("StatefulCheckpointableHandler")
+
+    assert differences(parts["state"], loaded["state"]) == []
+    assert loaded["counter"] == {"count": 3}
+    assert loaded["own"] == opaque
+    assert loaded["told"] == ("told", {"length": 4})
+    assert loaded["config"] == {"depth": 3}
+    assert again.keys() == loaded.keys()
+
+
+def test_unknown_handler(place):
+    """Where the handler is missing, its item is described, and loads as described."""
+    options = CheckpointablesOptions.create_with_handlers(Teller("x"))
+    with place.context(checkpointables=options):
+        parts = {"told": Told(), "state": {"x": 1}}
+        stowax.save_checkpointables(place / "checkpoint", parts)
+
+    found = stowax.checkpointables_metadata(place / "checkpoint")
+    loaded = stowax.load_checkpointables(place / "checkpoint", found)
+
+    opaque = found.metadata["told"]
+    assert (opaque.path, opaque.files) == (place / "checkpoint/told", ("file",))
+    assert opaque.typestr == f"{__name__}.Teller"
+    assert loaded == {"told": opaque, "state": {"x": 1}}
+    with place.context(checkpointables=options):  # Meanwhile there is a handler.
+        loaded = stowax.load_checkpointables(place / "checkpoint", found)
+    assert loaded["told"] == ("told", None)
+
+
+def test_handler_that_cannot_tell(place):
+    """A handler may say that it cannot tell; any other failure is one."""
+    for answer in (NotImplementedError(), RuntimeError("broken")):
+        options = CheckpointablesOptions.create_with_handlers(Teller(answer))
+        path = place / type(answer).__name__
+        with place.context(checkpointables=options):
+            stowax.save_checkpointables(path, {"told": Told()})
+            if isinstance(answer, NotImplementedError):
+                found = stowax.checkpointables_metadata(path).metadata
+                assert isinstance(found["told"], stowax.OpaqueCheckpointable)
+                continue
+            with pytest.raises(RuntimeError, match="broken") as caught:
+                stowax.checkpointables_metadata(path)
+            assert "'told'" in caught.value.__notes__[0]
 
 
 def test_all_checkpointables(place):

@@ -30,19 +30,20 @@ from stowax._formats._detect import is_checkpoint
 from stowax._formats._orbax_json import (
     COMMIT_DOCUMENT,
     INDICATOR,
+    JSON_DOCUMENTS,
+    JSON_TYPESTR,
     METRICS_TYPESTR,
+    PYTREE_TYPESTR,
     ROOT_DOCUMENT,
+    STATEFUL_TYPESTR,
     UNFINISHED_MARK,
     encode_root,
-    item_kind,
 )
 from stowax._formats._stowax import (
     MANIFEST,
     ROOT_SEAL,
     encode_seal,
 )
-from stowax._handlers._json import JsonHandler
-from stowax._handlers._pytree import PyTreeHandler
 from stowax._item_write import complete_items, told_parts
 from stowax._manifest import Digest
 from stowax._operation import (
@@ -324,18 +325,18 @@ async def _write(operation: Operation, name: str, data: bytes) -> None:
 
 
 async def _recorded(operation: Operation, name: str, typestr: str) -> str:
-    """What to record as the handler of an item: what its files are, before all.
+    """What to record as the handler of an item.
 
-    So an item that a `StatefulCheckpointable` wrote with `PyTreeHandler` is readable
-    without its class.
+    Of an object that saved itself it is what its files are, if they are known, so that
+    the item is readable without the object.
     """
+    if typestr != STATEFUL_TYPESTR:
+        return typestr
     entries = await operation.store.list(join(operation.directory, name))
     files = {entry.name for entry in entries}
     if ITEM_DOCUMENT in files:
-        return PyTreeHandler.typestr
-    if item_kind(files) == "json" and typestr != METRICS_TYPESTR:
-        return JsonHandler.typestr
-    return typestr
+        return PYTREE_TYPESTR
+    return JSON_TYPESTR if JSON_DOCUMENTS[0] in files else typestr
 
 
 async def _sum_guest_files(operation: Operation) -> dict[str, Digest]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from stowax._context import Settings, current_settings
 from stowax._formats._base import OpenCheckpoint
@@ -13,9 +13,11 @@ from stowax._handlers._pytree import PyTreeHandler
 from stowax._handlers._registry import Handlers
 from stowax._load import (
     AUTO,
+    describe,
     guest_directory,
     in_time,
     item_kinds,
+    noting,
     open_for_reading,
     tree_name,
 )
@@ -31,6 +33,8 @@ from stowax._operation import (
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
 
 T = TypeVar("T")
+
+_UNTOLD: Final = object()
 
 
 def metadata(
@@ -88,8 +92,10 @@ def checkpointables_metadata(path: Any) -> CheckpointMetadata[dict[str, Any]]:
         path: The checkpoint.
 
     Returns:
-        `.metadata` is a dict by name; see `metadata` for trees. A value is None where
-        the handler cannot tell.
+        `.metadata` is a dict by name; see `metadata` for trees, also those that an
+        object wrote that saves itself. Of other checkpointables it is what their
+        handler says (None of JSON values), and an `OpaqueCheckpointable` where nobody
+        can tell. It can be given to `load_checkpointables`.
 
     Raises:
         Exception: See `metadata`.
@@ -111,7 +117,11 @@ def checkpointables_metadata(path: Any) -> CheckpointMetadata[dict[str, Any]]:
         for name, directory in checkpoint.items.items():
             typestr = checkpoint.typestrs.get(name)
             handler = handlers.for_loading(name, typestr, kinds[name], None)
-            found[name] = await _metadata_by(handler, operation, directory)
+            with noting(f"in the metadata of the checkpointable {name!r}"):
+                told = await _metadata_by(handler, operation, directory)
+            if told is _UNTOLD:
+                told = await describe(operation, directory, typestr)
+            found[name] = told
         return _described(checkpoint, found)
 
     return _look(read, settings, location)
@@ -146,12 +156,16 @@ def _look(
 
 
 async def _metadata_by(handler: Any, operation: Operation, directory: str) -> Any:
+    """What a handler says of an item; `_UNTOLD` if it cannot."""
     if handler is None:
-        return None
-    if isinstance(handler, OwnHandler):
-        return await _await(handler.metadata(OperationPath(operation, directory)))
-    async with guest_directory(operation, directory) as local:
-        return await _await(handler.metadata(local))
+        return _UNTOLD
+    try:
+        if isinstance(handler, OwnHandler):
+            return await handler.metadata(OperationPath(operation, directory))
+        async with guest_directory(operation, directory) as local:
+            return await _await(handler.metadata(local))
+    except NotImplementedError:  # What handlers of Orbax raise that cannot tell.
+        return _UNTOLD
 
 
 async def _await(value: Awaitable[Any] | Any) -> Any:

@@ -59,7 +59,13 @@ _ATTEMPT_COUNT = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpaqueCheckpointable:
-    """A checkpointable that nothing here can load, and all that is known of it."""
+    """A checkpointable that nothing here can load, and all that is known of it.
+
+    `load_checkpointables` gives it for what it was not asked for by name, and
+    `checkpointables_metadata` where nobody can tell more. Given as what to load, it
+    stands for whatever is stored, as None does; if nothing can load that, it comes
+    back.
+    """
 
     path: str
     typestr: str | None
@@ -135,7 +141,8 @@ def load_checkpointables(
         path: See `load`.
         abstract_checkpointables: What to load, by name: an abstract state, an object
             with `save` and `load` methods, which is loaded in place, or None for
-            whatever is stored. None in place of the dict: all that are stored.
+            whatever is stored. None in place of the dict: all that are stored. Also
+            the result of `checkpointables_metadata()`.
 
     Returns:
         By name, what was loaded. A checkpointable that nothing here can load comes
@@ -143,6 +150,7 @@ def load_checkpointables(
 
     Raises:
         CheckpointableNotFoundError: A name is not in the checkpoint.
+        HandlerNotFoundError: Nothing here can load what was asked for by name.
         Exception: See `load`; and whatever a handler raises.
 
     Example:
@@ -357,18 +365,17 @@ async def _load_named(
 ) -> dict[str, Any]:
     handlers = Handlers(settings)
     kinds = await item_kinds(operation, checkpoint)
+    asked: dict[str, Any] = {}
     chosen: dict[str, Any] = {}
     for name, target in targets.items():
         if name not in checkpoint.items:
             raise _not_found(checkpoint, name)
         typestr = checkpoint.typestrs.get(name)
-        handler = handlers.for_loading(name, typestr, kinds[name], target)
-        if handler is None and required:
-            raise CheckpointableNotFoundError(
-                f"{checkpoint.items[name]}: nothing here can load {name!r}, which was "
-                f"saved by {typestr!r}. Register its handler with "
-                "`stowax.handlers.register_handler`, or give the object to load into."
-            )
+        is_described = isinstance(target, OpaqueCheckpointable)
+        asked[name] = None if is_described else target
+        handler = handlers.for_loading(name, typestr, kinds[name], asked[name])
+        if handler is None and required and not is_described:
+            raise handlers.none_loads(checkpoint.items[name], name, typestr)
         chosen[name] = handler
     async with contextlib.AsyncExitStack() as directories:
         begun: dict[str, Awaitable[Any]] = {}
@@ -377,12 +384,12 @@ async def _load_named(
             # All first phases before any second: what does not fit is found before
             # the first object is loaded into.
             for name, handler in chosen.items():
-                with _noting(f"while loading the checkpointable {name!r}"):
+                with noting(f"while loading the checkpointable {name!r}"):
                     begun[name] = await _begin_item(
-                        checkpoint, operation, name, targets[name], handler, directories
+                        checkpoint, operation, name, asked[name], handler, directories
                     )
             for name in chosen:
-                with _noting(f"while loading the checkpointable {name!r}"):
+                with noting(f"while loading the checkpointable {name!r}"):
                     loaded[name] = await begun.pop(name)
         finally:
             for rest in begun.values():
@@ -403,16 +410,17 @@ async def _begin_item(
     """First phase of loading one item, on this thread as the second."""
     directory = checkpoint.items[name]
     if handler is None:
-        return _describe(operation, directory, checkpoint.typestrs.get(name))
+        return describe(operation, directory, checkpoint.typestrs.get(name))
     if isinstance(handler, OwnHandler):
         return await handler.load(OperationPath(operation, directory), target)
     local = await directories.enter_async_context(guest_directory(operation, directory))
     return await handler.load(local, target)
 
 
-async def _describe(
+async def describe(
     operation: Operation, directory: str, typestr: str | None
 ) -> OpaqueCheckpointable:
+    """What can be said of an item that nothing here can load."""
     entries = await operation.submit(operation.store.list(directory))
     files = tuple(entry.name for entry in entries)
     return OpaqueCheckpointable(path=directory, typestr=typestr, files=files)
@@ -469,7 +477,8 @@ def _not_found(checkpoint: OpenCheckpoint, name: str) -> CheckpointableNotFoundE
 
 
 @contextlib.contextmanager
-def _noting(note: str) -> Generator[None]:
+def noting(note: str) -> Generator[None]:
+    """Adds to an error what it is about."""
     try:
         yield
     except Exception as error:  # Whatever it is, its reader wants to know the item.

@@ -296,11 +296,20 @@ class EngineTask(Generic[T]):
 
 
 class OperationPath:
-    """A directory of a running operation: the `PathAwaitingCreation` of handlers."""
+    """A directory of a running operation: the `PathAwaitingCreation` of handlers.
 
-    def __init__(self, operation: Operation, location: str) -> None:
+    Args:
+        operation: What it carries.
+        location: Where it is, as the store knows it.
+        base: The directory that is made for whoever awaits it; None: this one.
+    """
+
+    def __init__(
+        self, operation: Operation, location: str, base: str | None = None
+    ) -> None:
         self.operation = operation
         self.location = location
+        self._base = location if base is None else base
 
     @classmethod
     async def of(
@@ -325,15 +334,22 @@ class OperationPath:
         """Where plain file calls find it."""
         return epath.Path(self.operation.local_directory(self.location))
 
-    def __truediv__(self, other: str) -> OperationPath:
-        return OperationPath(self.operation, posixpath.join(self.location, other))
+    def __truediv__(self, other: str | os.PathLike[str]) -> OperationPath:
+        below = pathlib.PurePath(other)
+        if below.is_absolute() or ".." in below.parts:
+            raise InvalidNameError(
+                f"{os.fspath(other)!r} leads out of {self.location}, where a handler "
+                "has to stay; join a plain relative path"
+            )
+        location = posixpath.normpath(posixpath.join(self.location, below.as_posix()))
+        return OperationPath(self.operation, location, self._base)
 
     async def await_creation(self) -> epath.Path:
-        """Makes the directory, and returns it."""
+        """Makes the directory of the checkpointable, and returns the path."""
         store = self.operation.store
-        await self.operation.submit(store.make_directory(self.location))
+        await self.operation.submit(store.make_directory(self._base))
         if not store.has_directories:
-            os.makedirs(self.operation.local_directory(self.location), exist_ok=True)
+            os.makedirs(self.operation.local_directory(self._base), exist_ok=True)
         return self.path
 
     def __repr__(self) -> str:

@@ -22,7 +22,8 @@ from stowax._formats._orbax_json import (
     UNFINISHED_MARK,
 )
 from stowax._formats._stowax import ROOT_SEAL
-from stowax._handlers._registry import STATE_NAME, Handlers, typestr_of
+from stowax._handlers._choose import typestr_of
+from stowax._handlers._registry import STATE_NAME, Handlers
 from stowax._operation import (
     EngineTask,
     Operation,

@@ -18,6 +18,7 @@ handle the other:
     │   └── TreeMismatchError
     ├── CorruptCheckpointError       (ValueError)
     ├── HandlerError                 (ValueError)
+    │   └── HandlerNotFoundError     (KeyError)
     ├── SaveError                    (RuntimeError)
     │   └── BackgroundSaveError
     ├── ProcessesError               (RuntimeError)
@@ -44,6 +45,7 @@ __all__ = [
     "CorruptCheckpointError",
     "DeadlineError",
     "HandlerError",
+    "HandlerNotFoundError",
     "InvalidLayoutError",
     "InvalidNameError",
     "KeyPathCollisionError",
@@ -136,6 +138,14 @@ class CorruptCheckpointError(StowaxError, ValueError):
 
 class HandlerError(StowaxError, ValueError):
     """No handler can save or load a checkpointable, or one broke its contract."""
+
+
+class HandlerNotFoundError(HandlerError, KeyError):
+    """No handler is registered for a name, or can save or load a checkpointable."""
+
+    def __str__(self) -> str:
+        # As in CheckpointableNotFoundError.
+        return Exception.__str__(self)
 
 
 class SaveError(StowaxError, RuntimeError):

@@ -5,6 +5,7 @@ from typing import Any as _Any
 from stowax._handlers._base import CheckpointableHandler as CheckpointableHandler
 from stowax._handlers._base import StatefulCheckpointable as StatefulCheckpointable
 from stowax._handlers._json import JsonHandler as JsonHandler
+from stowax._handlers._proto import ProtoHandler as ProtoHandler
 from stowax._handlers._pytree import PyTreeHandler as PyTreeHandler
 from stowax._handlers._registry import (
     CheckpointableHandlerRegistry as CheckpointableHandlerRegistry,
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointableHandler",
     "CheckpointableHandlerRegistry",
     "JsonHandler",
+    "ProtoHandler",
     "PyTreeHandler",
     "StatefulCheckpointable",
     "global_registry",

@@ -57,15 +57,29 @@ _RICH_KEY = "value_metadata_tree"
 """Key of `_METADATA` under which the tree may be told once more, with its types."""
 
 _V1 = "orbax.checkpoint.experimental.v1._src.handlers."
-_V0 = "orbax.checkpoint._src.handlers."
+# The older API, and where it is going to live.
+_V0 = ("orbax.checkpoint._src.handlers.", "orbax.checkpoint.v0._src.handlers.")
 
 PYTREE_TYPESTR = _V1 + "pytree_handler.PyTreeHandler"
 JSON_TYPESTR = _V1 + "json_handler.JsonHandler"
 METRICS_TYPESTR = _V1 + "json_handler.MetricsHandler"
+PROTO_TYPESTR = _V1 + "proto_handler.ProtoHandler"
 STATEFUL_TYPESTR = _V1 + "stateful_checkpointable_handler.StatefulCheckpointableHandler"
-V0_PYTREE_TYPESTR = _V0 + "pytree_checkpoint_handler.PyTreeCheckpointHandler"
-V0_STANDARD_TYPESTR = _V0 + "standard_checkpoint_handler.StandardCheckpointHandler"
-V0_JSON_TYPESTR = _V0 + "json_checkpoint_handler.JsonCheckpointHandler"
+
+V0_PYTREE_TYPESTRS = tuple(
+    prefix + name
+    for prefix in _V0
+    for name in (
+        "pytree_checkpoint_handler.PyTreeCheckpointHandler",
+        "standard_checkpoint_handler.StandardCheckpointHandler",
+    )
+)
+V0_JSON_TYPESTRS = tuple(
+    prefix + "json_checkpoint_handler.JsonCheckpointHandler" for prefix in _V0
+)
+V0_PROTO_TYPESTRS = tuple(
+    prefix + "proto_checkpoint_handler.ProtoCheckpointHandler" for prefix in _V0
+)
 
 JSON_DOCUMENTS = ("data.json", "metadata", "metrics")
 """Files that hold the value of a JSON item, in the order in which they are tried."""

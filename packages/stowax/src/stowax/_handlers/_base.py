@@ -11,29 +11,40 @@ call `stowax.load`, or use `PyTreeHandler()` inside.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from etils import epath
+
+from stowax._formats._base import ItemKind
 
 T = TypeVar("T")
 AbstractT = TypeVar("AbstractT")
 
 
+@runtime_checkable
 class PathAwaitingCreation(Protocol):
     """A directory that may not exist yet, for handlers to write into."""
 
     @property
     def path(self) -> epath.Path:
-        """Where it will be."""
+        """Where it will be; nothing is there before `await_creation`."""
         ...
 
-    def __truediv__(self, other: str) -> PathAwaitingCreation:
-        """A directory below it."""
+    def __truediv__(self, other: str | os.PathLike[str]) -> PathAwaitingCreation:
+        """A path below it, for a file or for a directory of the handler's own."""
         ...
 
     async def await_creation(self) -> epath.Path:
-        """Waits until the directory exists, and returns it."""
+        """Waits until the directory exists, and returns the path.
+
+        May be awaited any number of times, in any event loop. The directory is that of
+        the checkpointable; a path joined to it comes back with nothing there yet:
+
+            path = await (directory / "shards").await_creation()
+            path.mkdir()
+        """
         ...
 
 
@@ -149,8 +160,11 @@ class OwnHandler:
     room.
     """
 
-    typestr: str = ""
+    typestr: ClassVar[str] = ""
     """What a checkpoint records as the handler; a name that Orbax knows."""
+
+    kind: ClassVar[ItemKind] = "opaque"
+    """What the files are that it writes."""
 
     async def save(self, directory: Any, checkpointable: Any) -> Awaitable[None]:
         """See `CheckpointableHandler.save`; a directory may be a path too."""
@@ -165,3 +179,10 @@ class OwnHandler:
     async def metadata(self, directory: Any) -> Any:
         """See `CheckpointableHandler.metadata`."""
         raise NotImplementedError  # Every final class has its own.
+
+
+class NeedsTarget:
+    """Marks the handlers of this library that load nothing unless they are told what.
+
+    Of what they saved, a load of everything gives a description.
+    """

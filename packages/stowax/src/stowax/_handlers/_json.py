@@ -13,20 +13,21 @@ from stowax._formats._orbax_json import (
     METRICS_TYPESTR,
     decode_json,
 )
-from stowax._formats._stowax import read_document
 from stowax._handlers._base import OwnHandler
+from stowax._handlers._file import check_file_name, read_file, write_file
 from stowax._operation import Operation, OperationPath
-from stowax._stores._base import join
-from stowax.errors import HandlerError, InvalidLayoutError
+from stowax.errors import HandlerError
 
 
 class JsonHandler(OwnHandler):
     """Saves a JSON value as a file of its own, and loads it.
 
-    It has to be chosen for a name: a dict without a handler is saved as a tree.
+    It has to be chosen for a name: a dict without a handler is saved as a tree. The
+    value is written down before `save_async` returns.
 
     Args:
-        filename: Name of the file; None: `data.json`.
+        filename: Name of the file that is written, and tried first by a load, before
+            `data.json` and `metadata`; None: `data.json`.
 
     Example:
         >>> import stowax
@@ -39,14 +40,17 @@ class JsonHandler(OwnHandler):
         >>> path = getfixture("tmp_path") / "checkpoint"
         >>> with context:
         ...     stowax.save_checkpointables(path, {"config": {"depth": 3}})
-        ...     stowax.load_checkpointables(path)
+        >>> stowax.load_checkpointables(path)  # the checkpoint knows its handlers
         {'config': {'depth': 3}}
     """
 
     typestr = JSON_TYPESTR
+    kind = "json"
 
     def __init__(self, filename: str | None = None) -> None:
-        self._filename = filename or JSON_DOCUMENTS[0]
+        self._filename = check_file_name(
+            JSON_DOCUMENTS[0] if filename is None else filename
+        )
 
     async def save(self, directory: Any, checkpointable: Any) -> Awaitable[None]:
         """Writes the value down; returns the rest of the work.
@@ -56,11 +60,10 @@ class JsonHandler(OwnHandler):
         """
         try:
             data = json.dumps(checkpointable).encode()
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise HandlerError(f"no JSON value: {error}") from error
         where = await OperationPath.of(directory, current_settings())
-        writing = self._write(where.operation, where.location, data)
-        return where.operation.submit(writing)
+        return write_file(where, self._filename, data)
 
     async def load(
         self, directory: Any, abstract_checkpointable: Any = None
@@ -78,35 +81,18 @@ class JsonHandler(OwnHandler):
         """Whether the value is JSON."""
         try:
             json.dumps(checkpointable)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             return False
         return True
 
     def is_abstract_handleable(self, abstract_checkpointable: Any) -> bool | None:
-        """None can be loaded; anything else asks for more than JSON says."""
-        return None if abstract_checkpointable is None else False
-
-    async def _write(self, operation: Operation, location: str, data: bytes) -> None:
-        if operation.processes.index == operation.processes.primary:
-            path = join(location, self._filename)
-            await operation.store.write(path, [data], size_bytes=len(data))
-            await operation.store.sync([path, location])
+        """None, whatever is asked for: what is stored decides."""
+        del abstract_checkpointable
 
     async def _read(self, operation: Operation, location: str) -> Any:
-        for name in (self._filename, *JSON_DOCUMENTS):
-            path = join(location, name)
-            if await operation.store.stat(path) is None and (
-                path not in operation.digests
-            ):
-                continue
-            data = await read_document(
-                operation.store,
-                path,
-                operation.digests.get(path),
-                operation.settings.verify,
-            )
-            return decode_json(data, path=path)
-        raise InvalidLayoutError(f"{location} holds no JSON document")
+        names = (self._filename, *JSON_DOCUMENTS)
+        path, data = await read_file(operation, location, names)
+        return decode_json(data, path=path)
 
 
 class MetricsHandler(JsonHandler):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from stowax._context import Context, Settings, current_settings
@@ -23,7 +23,8 @@ from stowax._keypath import flatten
 from stowax._leaves import _registry as leaves
 from stowax._operation import Operation, OperationPath
 from stowax._stores._base import walk
-from stowax.errors import UnsupportedLeafError
+from stowax.errors import TreeError, UnsupportedLeafError, UnsupportedOptionError
+from stowax.tree import PLACEHOLDER
 
 
 class PyTreeHandler(OwnHandler):
@@ -36,6 +37,14 @@ class PyTreeHandler(OwnHandler):
 
     Args:
         context: Options; None takes those of the active Context.
+        array_metadata_validator: Of Orbax; must be None. What is stored is verified by
+            checksums.
+        leaf_handler_registry: Of Orbax; must be None. Leaves of your own kinds can be
+            saved as checkpointables, with a handler.
+        partial_save_mode: Of Orbax; must be False. Save the tree as a whole.
+
+    Raises:
+        UnsupportedOptionError: One of the last three is not at its default.
 
     Example:
         >>> import asyncio, stowax
@@ -50,8 +59,21 @@ class PyTreeHandler(OwnHandler):
     """
 
     typestr = PYTREE_TYPESTR
+    kind = "tree"
 
-    def __init__(self, *, context: Context | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        context: Context | None = None,
+        array_metadata_validator: object | None = None,
+        leaf_handler_registry: object | None = None,
+        partial_save_mode: bool = False,
+    ) -> None:
+        _refuse(
+            array_metadata_validator=array_metadata_validator,
+            leaf_handler_registry=leaf_handler_registry,
+            partial_save_mode=partial_save_mode or None,
+        )
         self._context = context
 
     async def save(self, directory: Any, checkpointable: Any) -> Awaitable[None]:
@@ -126,29 +148,78 @@ class PyTreeHandler(OwnHandler):
 
     def is_handleable(self, checkpointable: Any) -> bool:
         """Whether every leaf can be saved."""
-        flat = flatten(checkpointable)
         try:
-            for leaf in flat.leaves:
-                leaves.for_value(leaf, "")
-        except UnsupportedLeafError:
+            self.validate_leaves_handleable(checkpointable)
+        except TreeError:
             return False
         return True
 
     def is_abstract_handleable(self, abstract_checkpointable: Any) -> bool | None:
         """Whether every leaf asks for something that can be loaded."""
-        flat = flatten(abstract_checkpointable)
         try:
-            for leaf in flat.leaves:
-                if leaf is not ...:
-                    leaves.for_target(leaf, "")
-        except UnsupportedLeafError:
+            self.validate_abstract_leaves_handleable(abstract_checkpointable)
+        except TreeError:
             return False
         return True
+
+    def validate_leaves_handleable(self, checkpointable: Any) -> None:
+        """Refuses a tree with leaves that cannot be saved.
+
+        Raises:
+            UnsupportedLeafError: Names every such leaf.
+        """
+        _check_leaves(checkpointable, leaves.for_value)
+
+    def validate_abstract_leaves_handleable(self, abstract_checkpointable: Any) -> None:
+        """Refuses an abstract tree with leaves that ask for what cannot be loaded.
+
+        Raises:
+            UnsupportedLeafError: Names every such leaf.
+        """
+        _check_leaves(abstract_checkpointable, leaves.for_target)
 
     def _settings(self) -> Settings:
         if self._context is None:
             return current_settings()
         return self._context.settings()
+
+
+_INSTEAD = {
+    "array_metadata_validator": "what is loaded is verified by checksums",
+    "leaf_handler_registry": "objects of your own are saved by a handler of theirs",
+    "partial_save_mode": "save the tree as a whole",
+}
+"""What we offer in place of arguments that only Orbax knows."""
+
+
+def _refuse(**arguments: object | None) -> None:
+    lines = [
+        f"  {name}={value!r}: leave it out; {_INSTEAD[name]}"
+        for name, value in arguments.items()
+        if value is not None
+    ]
+    if lines:
+        raise UnsupportedOptionError(
+            "arguments of PyTreeHandler that this version cannot follow:\n"
+            + "\n".join(lines)
+        )
+
+
+def _check_leaves(tree: Any, find: Callable[[Any, str], Any]) -> None:
+    flat = flatten(tree)
+    refused: list[UnsupportedLeafError] = []
+    for leaf, name in zip(flat.leaves, flat.names, strict=True):
+        if leaf is PLACEHOLDER:
+            continue
+        try:
+            find(leaf, name)
+        except UnsupportedLeafError as error:
+            refused.append(error)
+    if len(refused) == 1:
+        raise refused[0]
+    if refused:
+        lines = [f"  {error}" for error in refused]
+        raise UnsupportedLeafError("\n".join([f"{len(lines)} leaves:", *lines]))
 
 
 async def _open(operation: Operation, location: str) -> TreeItem:

@@ -1,4 +1,4 @@
-"""Which handler serves a checkpointable.
+"""Registries of handlers, and what one operation finds in them.
 
 A registry is an ordered list of entries; the one that was added last is asked first.
 An entry may be tied to the checkpointable of one name, and then serves only that.
@@ -6,43 +6,53 @@ An entry may be tied to the checkpointable of one name, and then serves only tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 from stowax._context import Settings
+from stowax._formats._base import ItemKind
 from stowax._formats._orbax_json import (
-    V0_JSON_TYPESTR,
-    V0_PYTREE_TYPESTR,
-    V0_STANDARD_TYPESTR,
+    V0_JSON_TYPESTRS,
+    V0_PROTO_TYPESTRS,
+    V0_PYTREE_TYPESTRS,
+)
+from stowax._handlers._choose import (
+    Candidate,
+    choose_for_loading,
+    choose_for_saving,
 )
 from stowax._handlers._json import JsonHandler, MetricsHandler
+from stowax._handlers._proto import ProtoHandler
 from stowax._handlers._pytree import PyTreeHandler
 from stowax._handlers._stateful import StatefulCheckpointableHandler
 from stowax._keypath import flatten
 from stowax._leaves import _registry as leaves
-from stowax.errors import HandlerError
+from stowax.errors import HandlerError, HandlerNotFoundError
 
 HandlerT = TypeVar("HandlerT")
 
 STATE_NAME = "state"
 """What `save` and `load` call their only checkpointable."""
 
+_NEEDED = ("save", "load", "is_handleable", "is_abstract_handleable")
 
-@dataclass(frozen=True, slots=True)
-class RegistryEntry:
-    """One handler of a registry."""
+
+class RegistryEntry(NamedTuple):
+    """One handler of a registry: a pair, as in Orbax."""
 
     handler_type: Any
     """The class, or an instance."""
     checkpointable_name: str | None = None
     """The only checkpointable that it serves; None: all that it can handle."""
-    secondary_typestrs: tuple[str, ...] = ()
-    """Other names under which checkpoints may have recorded it."""
 
 
 class CheckpointableHandlerRegistry(Protocol):
-    """What finds handlers; these four methods are all that the library uses."""
+    """What finds handlers.
+
+    A registry of your own needs the first four of these methods. Its entries may be
+    pairs of a handler and the name that it is tied to, or objects with these two as
+    `handler_type` and `checkpointable_name`.
+    """
 
     def add(
         self,
@@ -57,7 +67,7 @@ class CheckpointableHandlerRegistry(Protocol):
         """The handler tied to a name.
 
         Raises:
-            HandlerError: There is none.
+            KeyError: There is none.
         """
         ...
 
@@ -69,12 +79,17 @@ class CheckpointableHandlerRegistry(Protocol):
         """All entries, the first added first."""
         ...
 
+    def get_secondary_typestrs(self, handler_type: Any) -> Sequence[str]:
+        """Other names under which checkpoints may have recorded a handler."""
+        ...
+
 
 class HandlerRegistry:
     """The registry of this library."""
 
-    def __init__(self, entries: Sequence[RegistryEntry] = ()) -> None:
-        self._entries = list(entries)
+    def __init__(self) -> None:
+        self._entries: list[RegistryEntry] = []
+        self._secondary_typestrs: list[tuple[Any, tuple[str, ...]]] = []
 
     def add(
         self,
@@ -82,25 +97,52 @@ class HandlerRegistry:
         checkpointable_name: str | None = None,
         secondary_typestrs: Sequence[str] | None = None,
     ) -> HandlerRegistry:
-        """Adds a handler, class or instance; see `CheckpointableHandlerRegistry`."""
-        if checkpointable_name is not None:
-            self._entries = [
-                e for e in self._entries if e.checkpointable_name != checkpointable_name
-            ]
-        self._entries.append(
-            RegistryEntry(
-                handler_type, checkpointable_name, tuple(secondary_typestrs or ())
+        """Adds a handler, to be asked before those that are there.
+
+        What is added again counts as added last. A name is tied to one handler: the
+        last one.
+
+        Args:
+            handler_type: The handler, a class that can be called without arguments or
+                an instance.
+            checkpointable_name: The only checkpointable that it shall serve, whether
+                it accepts it or not; None: every one that it accepts.
+            secondary_typestrs: Other names under which checkpoints may have recorded
+                it.
+
+        Returns:
+            The registry.
+
+        Raises:
+            HandlerError: It lacks methods of a handler.
+        """
+        missing = [n for n in _NEEDED if not callable(getattr(handler_type, n, None))]
+        if missing:
+            raise HandlerError(
+                f"{handler_type!r} is no handler: it has no {', '.join(missing)}; see "
+                "`stowax.handlers.CheckpointableHandler`"
             )
-        )
+        entry = RegistryEntry(handler_type, checkpointable_name)
+        self._entries = [e for e in self._entries if not _is_replaced(e, entry)]
+        self._entries.append(entry)
+        if secondary_typestrs is not None:
+            self._secondary_typestrs = [
+                pair for pair in self._secondary_typestrs if pair[0] is not handler_type
+            ]
+            self._secondary_typestrs.append((handler_type, tuple(secondary_typestrs)))
         return self
 
     def get(self, checkpointable_name: str) -> Any:
-        """The handler tied to a name; see `CheckpointableHandlerRegistry`."""
+        """The handler tied to a name.
+
+        Raises:
+            HandlerNotFoundError: There is none; lists the names that have one.
+        """
         for entry in self._entries:
             if entry.checkpointable_name == checkpointable_name:
                 return entry.handler_type
         known = [e.checkpointable_name for e in self._entries if e.checkpointable_name]
-        raise HandlerError(
+        raise HandlerNotFoundError(
             f"no handler is registered for the name {checkpointable_name!r}; names "
             f"with one are {known}"
         )
@@ -115,25 +157,44 @@ class HandlerRegistry:
 
     def get_secondary_typestrs(self, handler_type: Any) -> Sequence[str]:
         """Other names under which checkpoints may have recorded a handler."""
-        for entry in self._entries:
-            if entry.handler_type is handler_type:
-                return entry.secondary_typestrs
+        for handler, typestrs in self._secondary_typestrs:
+            if handler is handler_type:
+                return typestrs
         return ()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({list(map(tuple, self._entries))})"
+
+
+def _is_replaced(old: RegistryEntry, new: RegistryEntry) -> bool:
+    if new.checkpointable_name is not None:
+        return old.checkpointable_name == new.checkpointable_name
+    return old.checkpointable_name is None and old.handler_type is new.handler_type
 
 
 def _standard() -> HandlerRegistry:
     registry = HandlerRegistry()
-    registry.add(JsonHandler, secondary_typestrs=[V0_JSON_TYPESTR])
+    registry.add(ProtoHandler, secondary_typestrs=V0_PROTO_TYPESTRS)
+    registry.add(JsonHandler, secondary_typestrs=V0_JSON_TYPESTRS)
     registry.add(StatefulCheckpointableHandler)
     registry.add(MetricsHandler, "metrics")
-    registry.add(
-        PyTreeHandler, secondary_typestrs=[V0_PYTREE_TYPESTR, V0_STANDARD_TYPESTR]
-    )
+    registry.add(PyTreeHandler, secondary_typestrs=V0_PYTREE_TYPESTRS)
     registry.add(PyTreeHandler, STATE_NAME)
     return registry
 
 
 _GLOBAL = _standard()
+
+_OURS = tuple(
+    Candidate(handler, _GLOBAL.get_secondary_typestrs(handler))
+    for handler in (
+        PyTreeHandler,
+        StatefulCheckpointableHandler,
+        JsonHandler,
+        ProtoHandler,
+    )
+)
+"""What loads are left to if a registry has nothing for them."""
 
 
 def global_registry() -> HandlerRegistry:
@@ -149,8 +210,8 @@ def local_registry(
     """A new registry for use in a Context; changing it changes no other.
 
     Args:
-        other_registry: Entries to begin with.
-        include_global_registry: Whether the entries of the global registry come first.
+        other_registry: Entries to add, after those of the global registry.
+        include_global_registry: Whether the entries of the global registry are in it.
 
     Example:
         >>> import stowax
@@ -159,33 +220,99 @@ def local_registry(
         >>> registry.has("config"), stowax.handlers.global_registry().has("config")
         (True, False)
     """
-    registry = HandlerRegistry(
-        global_registry().get_all_entries() if include_global_registry else ()
-    )
-    for entry in other_registry.get_all_entries() if other_registry else ():
-        registry.add(
-            entry.handler_type,
-            entry.checkpointable_name,
-            getattr(entry, "secondary_typestrs", ()),
-        )
+    registry = HandlerRegistry()
+    sources: list[Any] = [_GLOBAL] if include_global_registry else []
+    if other_registry is not None:
+        sources.append(other_registry)
+    for source in sources:
+        for known in _read_entries(source):
+            registry.add(known.handler, known.name, known.secondary_typestrs)
     return registry
 
 
+@overload
 def register_handler(
     cls: HandlerT,
     *,
     checkpointable_name: str | None = None,
     secondary_typestrs: Sequence[str] | None = None,
-) -> HandlerT:
+) -> HandlerT: ...
+@overload
+def register_handler(
+    cls: None = None,
+    *,
+    checkpointable_name: str | None = None,
+    secondary_typestrs: Sequence[str] | None = None,
+) -> Callable[[HandlerT], HandlerT]: ...
+def register_handler(
+    cls: Any = None,
+    *,
+    checkpointable_name: str | None = None,
+    secondary_typestrs: Sequence[str] | None = None,
+) -> Any:
     """Adds a handler to the global registry; usable as a decorator of its class.
 
     Args:
-        cls: The handler.
+        cls: The handler; left out, a decorator is returned.
         checkpointable_name: The only checkpointable that it shall serve.
         secondary_typestrs: Other names under which checkpoints may have recorded it.
+
+    Returns:
+        The handler.
+
+    Raises:
+        HandlerError: It lacks methods of a handler.
+
+    Example:
+        >>> import stowax
+        >>> @stowax.handlers.register_handler(  # doctest: +SKIP
+        ...     secondary_typestrs=["old_module.VocabularyHandler"]
+        ... )
+        ... class VocabularyHandler: ...
     """
-    global_registry().add(cls, checkpointable_name, secondary_typestrs)
+    if cls is None:
+        return lambda cls: register_handler(
+            cls,
+            checkpointable_name=checkpointable_name,
+            secondary_typestrs=secondary_typestrs,
+        )
+    _GLOBAL.add(cls, checkpointable_name, secondary_typestrs)
     return cls
+
+
+class _Known(NamedTuple):
+    """An entry of any registry."""
+
+    handler: Any
+    name: str | None
+    secondary_typestrs: tuple[str, ...]
+
+
+def _read_entries(registry: Any) -> list[_Known]:
+    """The entries of a registry, whoever wrote it.
+
+    Raises:
+        HandlerError: They are neither pairs nor objects with the attributes of one.
+    """
+    known: list[_Known] = []
+    for entry in registry.get_all_entries():
+        try:
+            if isinstance(entry, tuple | list):
+                handler, name, *rest = entry
+                typestrs = rest[0] if rest else None
+            else:
+                handler, name = entry.handler_type, entry.checkpointable_name
+                typestrs = getattr(entry, "secondary_typestrs", None)
+        except (AttributeError, ValueError) as error:
+            raise HandlerError(
+                f"{type(registry).__qualname__}.get_all_entries() gave {entry!r}; an "
+                "entry is a pair (handler, name), where the name may be None"
+            ) from error
+        ask = getattr(registry, "get_secondary_typestrs", None)
+        if typestrs is None and ask is not None:
+            typestrs = ask(handler)
+        known.append(_Known(handler, name, tuple(typestrs or ())))
+    return known
 
 
 class Handlers:
@@ -193,39 +320,30 @@ class Handlers:
 
     def __init__(self, settings: Settings) -> None:
         registry: Any = settings.registry
-        registry = global_registry() if registry is None else registry
-        entries = [
-            (entry.checkpointable_name, entry.handler_type, _typestrs(registry, entry))
-            for entry in registry.get_all_entries()
+        self._registry = _GLOBAL if registry is None else registry
+        self._tied = {name: h for name, h in settings.handlers if name is not None}
+        candidates = [
+            Candidate(known.handler, known.secondary_typestrs, name=known.name)
+            for known in _read_entries(self._registry)
         ]
-        entries += [(name, handler, ()) for name, handler in settings.handlers]
-        self._entries = [
-            (name, handler() if isinstance(handler, type) else handler, typestrs)
-            for name, handler, typestrs in reversed(entries)
-        ]
-
-    def tied_to(self, name: str) -> Any | None:
-        """The handler that was chosen for one name."""
-        return next((h for tied, h, _ in self._entries if tied == name), None)
+        candidates += [Candidate(h, name=name) for name, h in settings.handlers]
+        self._candidates = candidates[::-1]
 
     def for_saving(self, name: str, checkpointable: Any) -> Any:
-        """The handler that saves a checkpointable.
+        """The handler that saves a checkpointable; see `_choose`.
 
         Raises:
             UnsupportedLeafError: It is a tree with leaves that cannot be saved.
-            HandlerError: No handler accepts it, nor the one chosen for the name.
+            HandlerNotFoundError: No handler accepts it.
         """
-        tied = self.tied_to(name)
-        if tied is not None and not _saves_itself(tied, checkpointable):
-            return tied
-        for tied_name, handler, _ in self._entries:
-            if tied_name is None and handler.is_handleable(checkpointable):
-                return handler
+        found = choose_for_saving(self._tied_to(name), self._candidates, checkpointable)
+        if found is not None:
+            return found.handler
         flat = flatten(checkpointable)
         if flat.root.kind != "leaf":
             for leaf, leaf_name in zip(flat.leaves, flat.names, strict=True):
                 leaves.for_value(leaf, leaf_name)
-        raise HandlerError(
+        raise HandlerNotFoundError(
             f"checkpointable {name!r} is a {type(checkpointable).__module__}."
             f"{type(checkpointable).__qualname__}, which no handler can save. Give it "
             "`save` and `load` methods (`stowax.StatefulCheckpointable`), or register "
@@ -233,51 +351,59 @@ class Handlers:
         )
 
     def for_loading(
-        self, name: str, typestr: str | None, kind: str, target: Any
+        self, name: str, typestr: str | None, kind: ItemKind, target: Any
     ) -> Any | None:
-        """The handler that loads a checkpointable; None if nobody can.
+        """The handler that loads a checkpointable, None if nobody can; see `_choose`.
 
         Args:
             name: The checkpointable.
             typestr: What the checkpoint recorded, if anything.
-            kind: What its files are: `tree`, `json`, `proto` or `opaque`.
+            kind: What its files are.
             target: What was asked for; None if nothing was.
         """
-        tied = self.tied_to(name)
-        serves = name != STATE_NAME or kind == "tree"
-        if tied is not None and serves and not _saves_itself(tied, target):
-            return tied
-        if StatefulCheckpointableHandler().is_handleable(target):
-            return StatefulCheckpointableHandler()
-        for _, handler, typestrs in self._entries:
-            if typestr in (typestr_of(handler), *typestrs) and not isinstance(
-                handler, StatefulCheckpointableHandler
-            ):
-                return handler
-        if kind == "tree":
-            return PyTreeHandler()
-        if kind == "json":
-            return JsonHandler()
-        if target is None:
+        found = choose_for_loading(
+            self._tied_to(name),
+            [*self._candidates, *_OURS],
+            typestr=typestr,
+            kind=kind,
+            target=target,
+        )
+        return None if found is None else found.handler
+
+    def none_loads(
+        self, where: str, name: str, typestr: str | None
+    ) -> HandlerNotFoundError:
+        """The error for a checkpointable that was asked for and that nobody can load.
+
+        Args:
+            where: Its directory.
+            name: The checkpointable.
+            typestr: What the checkpoint recorded, if anything.
+        """
+        by = "an unknown handler" if typestr is None else repr(typestr)
+        known = [c for c in [*self._candidates, *_OURS] if typestr in c.typestrs]
+        if not known:
+            advice = (
+                "Register its handler with `stowax.handlers.register_handler`, or give "
+                "the object to load into."
+            )
+        elif known[0].needs_target:
+            advice = (
+                "Say what to load: the object to load into, or the class of a message."
+            )
+        else:
+            advice = "That handler refuses what is asked for."
+        return HandlerNotFoundError(
+            f"{where}: nothing here can load {name!r}, which was saved by {by}. "
+            f"{advice}"
+        )
+
+    def _tied_to(self, name: str) -> Candidate | None:
+        """The handler that was chosen for one name."""
+        if name in self._tied:
+            return Candidate(self._tied[name])
+        if not self._registry.has(name):
             return None
-        for tied_name, handler, _ in self._entries:
-            if tied_name is None and handler.is_abstract_handleable(target):
-                return handler
-        return None
-
-
-def _saves_itself(tied: Any, checkpointable: Any) -> bool:
-    """Whether a name is tied to trees, but stands for an object that saves itself."""
-    stateful = StatefulCheckpointableHandler().is_handleable(checkpointable)
-    return stateful and isinstance(tied, PyTreeHandler)
-
-
-def typestr_of(handler: Any) -> str:
-    """The name under which a checkpoint records a handler."""
-    own = getattr(handler, "typestr", None)
-    cls = type(handler)
-    return own if isinstance(own, str) else f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _typestrs(registry: Any, entry: Any) -> tuple[str, ...]:
-    return tuple(getattr(entry, "secondary_typestrs", ()))
+        handler = self._registry.get(name)
+        ask = getattr(self._registry, "get_secondary_typestrs", None)
+        return Candidate(handler, () if ask is None else ask(handler))

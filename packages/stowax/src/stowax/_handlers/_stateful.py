@@ -6,12 +6,13 @@ from collections.abc import Awaitable, Generator
 from typing import Any
 
 from stowax._formats._orbax_json import STATEFUL_TYPESTR
-from stowax._handlers._base import StatefulCheckpointable
+from stowax._handlers._base import NeedsTarget
+from stowax._handlers._choose import saves_itself
 from stowax._tasks import drop
 from stowax.errors import HandlerError
 
 
-class StatefulCheckpointableHandler:
+class StatefulCheckpointableHandler(NeedsTarget):
     """Hands the directory to the object; a guest, because the object is."""
 
     typestr = STATEFUL_TYPESTR
@@ -34,17 +35,21 @@ class StatefulCheckpointableHandler:
 
         return _Loading(rest, abstract_checkpointable)
 
-    async def metadata(self, directory: Any) -> None:
-        """Only the object knows."""
-        del directory
+    async def metadata(self, directory: Any) -> Any:
+        """Cannot be told: only the object knows.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(f"only the object that wrote {directory} knows")
 
     def is_handleable(self, checkpointable: Any) -> bool:
         """Whether it has `save` and `load`."""
-        return _is_stateful(checkpointable)
+        return saves_itself(checkpointable)
 
     def is_abstract_handleable(self, abstract_checkpointable: Any) -> bool | None:
         """Whether it has `save` and `load`."""
-        return _is_stateful(abstract_checkpointable)
+        return saves_itself(abstract_checkpointable)
 
 
 class _Loading:
@@ -64,10 +69,6 @@ class _Loading:
     def close(self) -> None:
         """Drops it unawaited."""
         drop(self._rest)
-
-
-def _is_stateful(value: Any) -> bool:
-    return isinstance(value, StatefulCheckpointable) and not isinstance(value, type)
 
 
 def _checked(rest: Any, checkpointable: Any, verb: str) -> Awaitable[Any]:
