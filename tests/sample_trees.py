@@ -25,8 +25,19 @@ JAX_DTYPES = [
 
 NUMPY_DTYPES = [*JAX_DTYPES, "int64", "uint64", "float64", "complex128"]
 
-OWN_DTYPES = ["float8_e4m3", "uint2", "uint4"]
-"""dtypes that JAX has and TensorStore, and so Orbax, cannot open yet."""
+OWN_DTYPES = ["float8_e4m3", "int1", "uint1", "uint2", "uint4"]
+"""dtypes that JAX has and TensorStore, and so Orbax, has not: uint8 to both."""
+
+HOST_DTYPES = ["float6_e2m3fn", "float6_e3m2fn"]
+"""dtypes that JAX has a name for, but no arrays; NumPy has some; uint8 to Orbax."""
+
+
+_WIDTHS = {
+    **dict.fromkeys(("int1", "uint1"), 1),
+    **dict.fromkeys(("int2", "uint2"), 2),
+    **dict.fromkeys(("int4", "uint4", "float4_e2m1fn"), 4),
+    **dict.fromkeys(HOST_DTYPES, 6),
+}
 
 
 class Point(NamedTuple):
@@ -86,8 +97,9 @@ def bits(dtype_name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     random = np.random.default_rng([seed, *shape, len(dtype_name)])
     if dtype_name == "bool":
         return random.integers(0, 2, shape).astype(kind)
-    if dtype_name in ("int2", "int4", "uint2", "uint4", "float4_e2m1fn"):
-        return random.integers(0, 2, shape).astype(kind)  # One element takes a byte.
+    if (width := _WIDTHS.get(dtype_name)) is not None:
+        # Less than 8 bits: an element takes a byte, the upper bits of which are zero.
+        return np.asarray(random.integers(0, 2**width, shape), np.uint8).view(kind)
     count = int(np.prod(shape)) * kind.itemsize
     return np.frombuffer(random.bytes(count), kind).reshape(shape).copy()
 
@@ -137,7 +149,10 @@ def numpy_arrays() -> dict[str, np.ndarray]:
     """Every dtype, and every way an array may lie in memory."""
     base = bits("float32", (6, 8))
     return {
-        **{f"dtype_{name}": bits(name, (2, 3)) for name in NUMPY_DTYPES},
+        **{
+            f"dtype_{name}": bits(name, (2, 3))
+            for name in (*NUMPY_DTYPES, *OWN_DTYPES, *HOST_DTYPES)
+        },
         "zero_d": np.array(3.5, np.float32),
         "empty": np.zeros((0, 3), np.int32),
         "transposed": base.T,
@@ -181,7 +196,10 @@ def strings() -> dict[str, str]:
 def jax_arrays() -> dict[str, jax.Array]:
     """Every dtype, and every shape that is special."""
     return {
-        **{f"dtype_{n}": jax.device_put(bits(n, (2, 3))) for n in JAX_DTYPES},
+        **{
+            f"dtype_{name}": jax.device_put(bits(name, (2, 3)))
+            for name in (*JAX_DTYPES, *OWN_DTYPES)
+        },
         "zero_d": jax.device_put(np.float32(-0.0)),
         "empty": jax.device_put(np.zeros((3, 0, 2), np.int8)),
         "one": jax.device_put(np.ones((1, 1, 1), np.float32)),

@@ -11,7 +11,6 @@ import optax
 import pytest
 from hypothesis import HealthCheck, given, settings
 from sample_trees import (
-    OWN_DTYPES,
     Layer,
     Nothing,
     Point,
@@ -127,15 +126,6 @@ class TestRoundTrip:
 
         assert differences(state, stowax.load(place / "checkpoint")) == []
         assert differences(state, stowax.load(place / "checkpoint", state)) == []
-
-    @pytest.mark.parametrize("name", OWN_DTYPES)
-    def test_dtypes_that_only_we_can_store(self, place, name):
-        """Dtypes without a reader elsewhere come back all the same."""
-        state = {"a": jax.device_put(bits(name, (5,))), "b": bits(name, (2, 2))}
-
-        stowax.save(place / "checkpoint", state)
-
-        assert differences(state, stowax.load(place / "checkpoint")) == []
 
     def test_64_bit_arrays(self, place):
         """In JAX's 64-bit mode, its 64-bit dtypes come back."""

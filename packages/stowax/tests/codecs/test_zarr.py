@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -26,7 +27,10 @@ _STANDARD = [
     *("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn"),
     *("int4", "int2"),
 ]
-_UNKNOWN_TO_TENSORSTORE = ["float8_e4m3", "uint2", "uint4"]
+_UNKNOWN_TO_TENSORSTORE = [
+    *("float6_e2m3fn", "float6_e3m2fn", "float8_e4m3"),
+    *("int1", "uint1", "uint2", "uint4"),
+]
 
 
 def _tensorstore_array(
@@ -59,6 +63,33 @@ def test_dtypes_round_trip(name: str) -> None:
 
     assert dtype_name(dtype) == dtype.name == name
     assert dtype == np.dtype(getattr(ml_dtypes, name, name))
+
+
+def test_every_dtype_of_jax_has_a_name() -> None:
+    """What `jax.numpy` has a name for can be stored; a new one makes this speak."""
+    kinds = {value for value in vars(jnp).values() if isinstance(value, type(jnp.int8))}
+
+    names = {dtype_name(np.dtype(kind)) for kind in kinds}
+
+    assert len(names) > 25
+    assert names <= {*_STANDARD, *_UNKNOWN_TO_TENSORSTORE}
+
+
+@pytest.mark.parametrize("name", _STANDARD + _UNKNOWN_TO_TENSORSTORE)
+def test_tensorstore_opens_every_dtype(name: str) -> None:
+    """A dtype that TensorStore does not know is `uint8` to it: the bit patterns."""
+    known = name not in _UNKNOWN_TO_TENSORSTORE
+    values = np.arange(2, dtype=np.uint8).astype(dtype_from_name(name))
+    context = ts.Context()
+    store = ts.KvStore.open("memory://", context=context).result()
+    store["zarr.json"] = array_document((2,), name, (2,))
+    store[chunk_key((0,))] = values.tobytes() + encode_trailer(crc32c(values))
+
+    array = ts.open({"driver": "zarr3", "kvstore": "memory://"}, context=context)
+    found = array.result().read().result()
+
+    assert found.dtype == (dtype_from_name(name) if known else np.uint8)
+    assert found.tobytes() == values.tobytes()
 
 
 @pytest.mark.parametrize("spelling", [">i8", "<i8", "longlong", np.int64])

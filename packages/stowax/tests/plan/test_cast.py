@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from sample_trees import JAX_DTYPES, NUMPY_DTYPES, dtype
+from sample_trees import HOST_DTYPES, JAX_DTYPES, NUMPY_DTYPES, OWN_DTYPES, dtype
 
 from stowax._plan._cast import loss
 
@@ -34,7 +34,8 @@ def test_integers_by_trial(stored, wanted):
 
 
 @pytest.mark.parametrize(
-    ("stored", "wanted"), list(itertools.permutations(JAX_DTYPES, 2))
+    ("stored", "wanted"),
+    list(itertools.permutations([*JAX_DTYPES, *OWN_DTYPES, *HOST_DTYPES], 2)),
 )
 def test_every_pair_has_an_answer(stored, wanted):
     """There is an answer for every pair, and it names both dtypes."""

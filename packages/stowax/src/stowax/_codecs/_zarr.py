@@ -1,9 +1,12 @@
 """How one array is written in zarr version 3: its document, its keys, its chunks.
 
 A chunk is the C-order little-endian payload, followed by the CRC-32C of the payload in
-4 little-endian bytes: the codecs `bytes` and `crc32c`, nothing else.  A 2- or 4-bit
-element takes one byte.  Chunks lie at `c/<i>/<j>...` beside the document `zarr.json`,
-which is, byte for byte, the one that TensorStore would write.
+4 little-endian bytes: the codecs `bytes` and `crc32c`, nothing else.  An element of
+less than 8 bits takes one byte.  Chunks lie at `c/<i>/<j>...` beside the document
+`zarr.json`, which is, byte for byte, the one that TensorStore would write.
+
+Some dtypes that JAX has are unknown to TensorStore, which then refuses the whole tree.
+All of them take one byte, so to zarr they are `uint8`: their bit patterns.
 """
 
 from __future__ import annotations
@@ -28,6 +31,11 @@ __all__ = [
 TRAILER_BYTES = 4
 """Length of the checksum behind the payload of each chunk."""
 
+_UNKNOWN_TO_ZARR = (
+    *("float6_e2m3fn", "float6_e3m2fn", "float8_e4m3"),
+    *("int1", "uint1", "uint2", "uint4"),
+)
+
 _DTYPES = {
     name: np.dtype(name)
     for name in (
@@ -41,8 +49,7 @@ _DTYPES = {
         *("bfloat16", "float4_e2m1fn", "float8_e3m4", "float8_e4m3b11fnuz"),
         *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
         *("float8_e8m0fnu", "int2", "int4"),
-        # JAX has these; TensorStore, and so Orbax, cannot open arrays of them yet.
-        *("float8_e4m3", "uint2", "uint4"),
+        *_UNKNOWN_TO_ZARR,
     )
     # Versions of ml_dtypes differ in the smallest types.
     if hasattr(ml_dtypes, name)
@@ -51,7 +58,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def dtype_name(dtype: np.dtype) -> str:
-    """Returns the zarr `data_type` of arrays of `dtype`, of either byte order.
+    """Returns the name of `dtype`, of either byte order; that of zarr if it has one.
 
     Raises:
         UnsupportedLeafError: Arrays of `dtype` have no form in a checkpoint.
@@ -70,7 +77,7 @@ def dtype_name(dtype: np.dtype) -> str:
 
 
 def dtype_from_name(name: str) -> np.dtype:
-    """Returns the dtype, in the machine's byte order, of zarr's `data_type` `name`.
+    """Returns the dtype, in the machine's byte order, that `dtype_name` calls `name`.
 
     Raises:
         UnsupportedLeafError: No installed library has that type.
@@ -107,6 +114,8 @@ def array_document(
     """
     if len(shape) != len(chunk_shape):
         raise ValueError(f"chunks of shape {chunk_shape} in an array of shape {shape}")
+    if dtype_name in _UNKNOWN_TO_ZARR:
+        dtype_name = "uint8"
     dtype = dtype_from_name(dtype_name)
     bytes_codec: dict[str, object] = {"name": "bytes"}
     if dtype.itemsize > 1:
