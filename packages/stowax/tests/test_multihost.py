@@ -1,9 +1,13 @@
 """Which process am I, asked through the face and answered by the Context's runtime."""
 
+import asyncio
+
+import jax
 import pytest
 
 import stowax
 from stowax.errors import UnsupportedOptionError
+from stowax.multihost import sync_global_processes as meet_at
 from stowax.testing import SimulatedCluster
 
 
@@ -31,7 +35,7 @@ def test_all_processes_meet():
     def meet(index):
         with stowax.Context(runtime=cluster.runtimes[index]):
             came.append(index)
-            stowax.multihost.sync_global_processes("point", operation_id="test")
+            asyncio.run(meet_at("point", operation_id="test"))
             return len(came)
 
     with SimulatedCluster(3) as cluster:
@@ -41,4 +45,20 @@ def test_all_processes_meet():
 def test_some_processes_cannot_meet_alone():
     """What is not built is refused, not ignored."""
     with pytest.raises(UnsupportedOptionError):
-        stowax.multihost.sync_global_processes("p", operation_id="o", processes={0})
+        asyncio.run(meet_at("p", operation_id="o", processes={0}))
+
+
+def test_the_wait_is_told_to_jax():
+    """Who listens to `jax.monitoring` learns how long the processes waited."""
+    told = []
+
+    def listen(event, duration_secs, **_):
+        told.append((event, duration_secs >= 0))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        asyncio.run(meet_at("p", operation_id="t", record_event_name="/test/met"))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+    assert ("/test/met", True) in told

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
+
+import jax
 
 from stowax._context import current_settings
 from stowax._operation import runtime_of
@@ -53,12 +56,13 @@ def is_primary_host(primary_host: int | None = 0) -> bool:
     return primary_host is None or process_index() == primary_host
 
 
-def sync_global_processes(
+async def sync_global_processes(
     key: str,
     *,
     operation_id: str,
-    timeout: float | None = None,
+    timeout: float | None = None,  # noqa: ASYNC109 the name that Orbax gave it
     processes: Collection[int] | None = None,
+    record_event_name: str = "/jax/checkpoint/sync_global_devices_duration_sec",
 ) -> None:
     """Waits until all processes of the run have come to the same point.
 
@@ -67,13 +71,16 @@ def sync_global_processes(
         operation_id: Names the operation; together with `key` used once.
         timeout: How long to wait, in seconds; None: `AsyncOptions.timeout_secs`.
         processes: Must be None: some of the processes cannot meet alone yet.
+        record_event_name: The event of `jax.monitoring` that tells how long it took.
 
     Raises:
         DeadlineError: Names the processes that did not come.
 
     Example:
+        >>> import asyncio
         >>> import stowax
-        >>> stowax.multihost.sync_global_processes("loaded", operation_id="run-1")
+        >>> meeting = stowax.multihost.sync_global_processes("read", operation_id="1")
+        >>> asyncio.run(meeting)
     """
     if processes is not None:
         raise UnsupportedOptionError("`processes` must be None in this version")
@@ -81,7 +88,12 @@ def sync_global_processes(
     runtime = runtime_of(settings)
     timeout_secs = settings.timeout_secs if timeout is None else timeout
     name = f"{settings.barrier_prefix}{operation_id}/{key}"
-    runtime.run(runtime.processes.barrier(name, timeout_secs=timeout_secs))
+    begun_nsecs = runtime.now_nsecs()
+    meeting = runtime.processes.barrier(name, timeout_secs=timeout_secs)
+    await asyncio.wrap_future(runtime.submit(meeting))
+    jax.monitoring.record_event_duration_secs(
+        record_event_name, (runtime.now_nsecs() - begun_nsecs) / 1e9
+    )
 
 
 def is_pathways_backend() -> bool:
