@@ -32,12 +32,6 @@ MODULES = [
 PENDING = {
     "errors.DeletionInProgressError": "deleting one checkpointable",
     "errors.DeletionRecoveryError": "deleting one checkpointable",
-    "handlers.ProtoHandler": "protocol buffers",
-    "handlers.PyTreeHandler(array_metadata_validator=)": "options of the handler",
-    "handlers.PyTreeHandler(leaf_handler_registry=)": "options of the handler",
-    "handlers.PyTreeHandler(partial_save_mode=)": "partial saves",
-    "handlers.PyTreeHandler.validate_abstract_leaves_handleable": "types of leaves",
-    "handlers.PyTreeHandler.validate_leaves_handleable": "types of leaves",
     "partial": "partial saves",
     "path.step": "names of steps",
     "training.pathways": "Pathways",
@@ -48,9 +42,6 @@ names.  An entry goes when its name has come: the test that it is missing fails.
 _V0 = "converts to the options of the older API, for the peer's own use"
 
 LEFT_OUT = {
-    "handlers.CheckpointableHandlerRegistry.get_secondary_typestrs": (
-        "a user's registry needs four methods; ours have this one, too"
-    ),
     "options.AsyncOptions.v0": _V0,
     "options.AtomicityOptions.v0": _V0,
     "options.FileOptions.v0": _V0,
