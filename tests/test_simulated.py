@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import stowax
+from stowax._codecs._checksum import unseal
 from stowax._codecs._item_manifest import decode_part
 from stowax._stores._base import read_bytes
 from stowax.errors import BackgroundSaveError, PeerFailedError, UnsupportedLeafError
@@ -124,6 +125,57 @@ def test_eight_save_and_load(cluster):
         assert {loaded[name].sharding for name in SPECS} == {own[index]}
 
 
+def test_eight_save_compressed(cluster):
+    """Eight processes compress each what they write; everything comes back."""
+    store = MemoryStore(is_remote=True)
+    saved = state()
+
+    in_every(cluster, store, lambda index: stowax.save(PATH, saved))
+    with stowax.Context(file=stowax.options.FileOptions(store=store)):
+        alone = stowax.load(PATH)
+
+    assert_is_saved(alone)
+    manifest = asyncio.run(read_bytes(store, f"{PATH}/state/stowax.manifest"))
+    leaves = unseal(manifest)["leaves"]
+    assert {leaf.get("codec") for leaf in leaves if "dtype" in leaf} == {"zstd"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"use_replica_parallel": True}, [2] * COUNT),
+        ({"use_replica_parallel": False}, [16, *[0] * (COUNT - 1)]),
+        ({"max_replicas_for_replica_parallel": 2}, [8, 8, *[0] * (COUNT - 2)]),
+        ({"min_slice_bytes_for_replica_parallel": 16}, [2] * COUNT),
+        ({"min_slice_bytes_for_replica_parallel": 17}, [16, *[0] * (COUNT - 1)]),
+    ],
+    ids=str,
+)
+def test_who_shares_the_work(cluster, options, expected):
+    """Replicas are written by those processes among which the options share them."""
+    store = MemoryStore()
+    mesh = Mesh(np.array(jax.devices()), ("x",))
+    copies = [jax.device_put(jnp.ones(4), NamedSharding(mesh, P())) for _ in range(16)]
+
+    def save(index):
+        saving = stowax.options.ArrayOptions.Saving(**options)
+        context = stowax.Context(stowax._context.current_context())
+        context.array.saving = saving
+        with context:
+            stowax.save(PATH, copies)
+
+    in_every(cluster, store, save)
+
+    assert asyncio.run(chunk_counts(store)) == expected
+
+
+async def chunk_counts(store):
+    """How many chunks each process has written."""
+    files = [f"{PATH}/state/stowax.chunks.{index}" for index in range(COUNT)]
+    parts = [await read_bytes(store, file, limit_bytes=1 << 20) for file in files]
+    return [len(decode_part(part)) for part in parts]
+
+
 def test_eight_share_out_the_work(cluster):
     """Each of eight processes writes its own shards, and replicas in its turn."""
     store = MemoryStore()
@@ -134,12 +186,7 @@ def test_eight_share_out_the_work(cluster):
 
     in_every(cluster, store, lambda index: stowax.save(PATH, tree))
 
-    async def chunk_counts():
-        files = [f"{PATH}/state/stowax.chunks.{index}" for index in range(COUNT)]
-        parts = [await read_bytes(store, file, limit_bytes=1 << 20) for file in files]
-        return [len(decode_part(part)) for part in parts]
-
-    assert asyncio.run(chunk_counts()) == [3] * COUNT
+    assert asyncio.run(chunk_counts(store)) == [3] * COUNT
 
 
 def test_eight_save_in_the_background(cluster):

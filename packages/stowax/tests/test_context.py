@@ -8,13 +8,14 @@ import pathlib
 import threading
 import warnings
 
-import numpy as np
 import pytest
 
 from stowax import options
 from stowax._context import (
     Context,
+    SavingSettings,
     Settings,
+    StorageSettings,
     UnsupportedOptionError,
     check_supported,
     current_context,
@@ -367,6 +368,8 @@ def test_settings_are_values():
         ("checkpointables.handlers", ((None, print),), "handlers"),
         ("memory.deepcopy_host_arrays", False, "deepcopy_host_arrays"),
         ("multiprocessing.barrier_sync_key_prefix", "run", "barrier_prefix"),
+        ("file.path_permission_mode", 0o700, "permission_mode"),
+        ("file.path_class", pathlib.Path, "path_class"),
     ],
 )
 def test_each_option_reaches_the_settings(option, value, field):
@@ -374,6 +377,41 @@ def test_each_option_reaches_the_settings(option, value, field):
     context = _with(option, value)
 
     assert context.settings() == dataclasses.replace(Settings(), **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "field", "read"),
+    [
+        ("scoped_storage_options_creator", print, "storage_of_leaf", print),
+        ("use_compression", True, "use_compression", True),
+        ("ocdbt_target_data_file_size", 9, "data_file_size_bytes", 9),
+        ("use_replica_parallel", False, "share_among_replicas", False),
+        ("min_slice_bytes_for_replica_parallel", 9, "share_from_bytes", 9),
+        ("max_replicas_for_replica_parallel", 9, "share_among_most", 9),
+        ("enable_write_sharding_file", False, "record_shardings", False),
+        ("array_metadata_store", None, "record_array_metadata", False),
+    ],
+)
+def test_each_option_of_saving_reaches_the_settings(option, value, field, read):
+    """An option of how arrays are saved arrives, and nothing else changes."""
+    context = _with(f"array.saving.{option}", value)
+
+    saving = dataclasses.replace(SavingSettings(), **{field: read})
+    assert context.settings() == dataclasses.replace(Settings(), saving=saving)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("dtype", "bfloat16"), ("chunk_byte_size", 5), ("shard_axes", (1,))],
+)
+def test_each_storage_option_reaches_the_settings(option, value):
+    """So does an option of how one array is stored; None for all is the defaults."""
+    context = _with(f"array.saving.storage_options.{option}", value)
+
+    storage = context.settings().saving.storage
+    assert storage == StorageSettings(**{option: value})
+    without = _with("array.saving.storage_options", None)
+    assert without.settings().saving.storage == StorageSettings()
 
 
 def test_defaults_are_supported():
@@ -385,24 +423,15 @@ def test_defaults_are_supported():
 REFUSED_BY_SAVES = [
     ("array.saving.use_ocdbt", False),
     ("array.saving.use_zarr3", False),
-    ("array.saving.storage_options.dtype", np.dtype("float64")),
-    ("array.saving.storage_options.dtype", "bfloat16"),
-    ("array.saving.storage_options.chunk_byte_size", 100),
-    ("array.saving.storage_options.shard_axes", (0,)),
-    ("array.saving.storage_options.shard_axes", ()),
-    ("array.saving.scoped_storage_options_creator", print),
-    ("array.saving.enable_write_sharding_file", False),
-    ("array.saving.array_metadata_store", None),
+    ("array.saving.array_metadata_store", object()),
     ("atomicity.mode", options.AtomicityMode.COMMIT_FILE),
     ("atomicity.mode", "commit_file"),
     ("memory.serialization_status_callback", object()),
-    ("file.path_permission_mode", 0o700),
 ]
 REFUSED_BY_ALL = [
     ("array.loading.enable_padding_and_truncation", True),
     ("array.loading.raise_array_data_missing_error", False),
     ("checkpoint_layout", "safetensors"),
-    ("file.path_class", pathlib.Path),
     ("multiprocessing.primary_host", 1),
     ("multiprocessing.primary_host", None),
     ("multiprocessing.active_processes", {0}),
@@ -447,10 +476,7 @@ def test_all_refused_options_are_named_at_once():
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("array.saving.use_compression", False),
-        ("array.saving.ocdbt_target_data_file_size", 100),
         ("array.saving.enable_pinned_host_transfer", True),
-        ("array.saving.use_replica_parallel", True),
         ("array.loading.use_load_and_broadcast", True),
         ("asynchronous.create_directories_asynchronously", False),
         ("atomicity.mode", "atomic_rename"),

@@ -368,8 +368,8 @@ class InterruptingStore(RecordingStore):
         self.name = name
         self.has_ended = False
 
-    async def make_directory(self, path):
-        await super().make_directory(path)
+    async def make_directory(self, path, *, mode=None):
+        await super().make_directory(path, mode=mode)
         await self.interrupt(path)
 
     async def write(self, path, pieces, *, size_bytes=None):

@@ -32,7 +32,7 @@ async def write(store, arrays, *, limit_bytes=64 << 20):
             ArrayLayout(
                 leaf=i,
                 shape=a.shape,
-                itemsize=a.itemsize,
+                dtype=a.dtype,
                 parts=((whole(a.shape), (0,)),) if a.size else (),
             )
             for i, a in enumerate(arrays)

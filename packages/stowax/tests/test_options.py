@@ -12,6 +12,7 @@ from stowax import options
 OTHER_DEFAULTS = {
     "CheckpointablesOptions.registry",
     "ArrayOptions.Saving.array_metadata_store",
+    "ArrayOptions.Saving.use_compression",
 }
 OURS = {
     "IntegrityOptions",

@@ -55,7 +55,7 @@ from stowax._operation import (
 from stowax._runtime import Runtime, on_worker
 from stowax._stores._base import already_published, join, walk
 from stowax._tasks import finish_all
-from stowax.errors import CheckpointExistsError
+from stowax.errors import CheckpointExistsError, UnsupportedOptionError
 
 _logger = logging.getLogger("stowax")
 
@@ -119,7 +119,14 @@ async def begin(
                     "path, or move away what is there"
                 )
         operation.directory = f"{path}{UNFINISHED_MARK}-{uuid.uuid4().hex}"
-        await store.make_directory(operation.directory)
+        mode = settings.permission_mode
+        if mode is not None and not store.has_directories:
+            raise UnsupportedOptionError(
+                f"Context.file.path_permission_mode is {mode:#o}, but in "
+                f"{store.description} directories have no permission bits; leave it at "
+                "None"
+            )
+        await store.make_directory(operation.directory, mode=mode)
         return operation.directory.encode()
 
     outcome: bytes | Exception = b"" if failure is None else failure

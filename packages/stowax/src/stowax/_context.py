@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar, final, overload
@@ -57,6 +57,52 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StorageSettings:
+    """How an array is asked to be stored; None where nothing is asked."""
+
+    dtype: Any = None
+    """Whatever NumPy takes for a dtype."""
+
+    chunk_byte_size: int | None = None
+    """Upper limit of a chunk, uncompressed."""
+
+    shard_axes: Sequence[int] | None = None
+    """Axes along which a chunk holds one element."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavingSettings:
+    """What a save needs to know about the writing of arrays."""
+
+    storage: StorageSettings = StorageSettings()
+    """What is asked of every array."""
+
+    storage_of_leaf: Callable[[Any, Any], Any] | None = None
+    """Called with key path and value of a leaf: what is asked of this one before."""
+
+    use_compression: bool | None = None
+    """Whether chunks are compressed; None leaves it to the kind of store."""
+
+    data_file_size_bytes: int = 0
+    """Size from which on a data file takes no further chunk; 0: there is none."""
+
+    share_among_replicas: bool = True
+    """Whether all processes that hold a part may be chosen to write it."""
+
+    share_from_bytes: int = 0
+    """Smaller parts are written by the first process that holds them."""
+
+    share_among_most: int | None = None
+    """How many of the processes that hold a part are considered; None: all."""
+
+    record_shardings: bool = True
+    """Whether shardings are written down."""
+
+    record_array_metadata: bool = True
+    """Whether `array_metadatas` is written, for Orbax."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What an operation needs to know of its Context, for as long as it runs."""
 
@@ -92,6 +138,15 @@ class Settings:
 
     barrier_prefix: str = ""
     """Prefix of every barrier name."""
+
+    saving: SavingSettings = SavingSettings()
+    """How arrays are written."""
+
+    permission_mode: int | None = None
+    """Permission bits of the directory of a checkpoint; None: those of any other."""
+
+    path_class: type[Any] = epath.Path
+    """Class of the paths that guests get."""
 
     refusals: tuple[Refusal, ...] = ()
     """Options that ask for more than is built; see `check_supported`."""
@@ -384,6 +439,9 @@ class Context(OptionGroup):
             handlers=tuple(self.checkpointables.handlers),
             deepcopy_host_arrays=self.memory.deepcopy_host_arrays,
             barrier_prefix=self.multiprocessing.barrier_sync_key_prefix or "",
+            saving=_saving(self.array.saving),
+            permission_mode=self.file.path_permission_mode,
+            path_class=self.file.path_class,
             refusals=_refusals(self),
         )
 
@@ -437,21 +495,15 @@ class _Limit:
 _LIMITS: Final = (
     _Limit(option="array.saving.use_ocdbt", accepted=(True,)),
     _Limit(option="array.saving.use_zarr3", accepted=(True,)),
-    _Limit(option="array.saving.storage_options.dtype"),
-    _Limit(option="array.saving.storage_options.chunk_byte_size"),
-    _Limit(option="array.saving.storage_options.shard_axes"),
-    _Limit(option="array.saving.scoped_storage_options_creator"),
-    _Limit(option="array.saving.enable_write_sharding_file", accepted=(True,)),
     _Limit(
-        option="array.saving.array_metadata_store", accepted=(ARRAY_METADATA_STORE,)
+        option="array.saving.array_metadata_store",
+        accepted=(ARRAY_METADATA_STORE, None),
     ),
     _Limit(
         option="atomicity.mode",
         accepted=(AtomicityMode.AUTO, AtomicityMode.ATOMIC_RENAME),
     ),
     _Limit(option="memory.serialization_status_callback"),
-    _Limit(option="file.path_permission_mode"),
-    _Limit(option="file.path_class", accepted=(epath.Path,), saving_only=False),
     _Limit(
         option="array.loading.enable_padding_and_truncation",
         accepted=(False,),
@@ -471,6 +523,34 @@ _LIMITS: Final = (
     _Limit(option="multiprocessing.active_processes", saving_only=False),
     _Limit(option="pathways.checkpointing_impl", saving_only=False),
 )
+
+
+def storage_settings(
+    options: ArrayOptions.Saving.StorageOptions | None,
+) -> StorageSettings:
+    """Reads the options of one array; None asks for nothing."""
+    if options is None:
+        return StorageSettings()
+    return StorageSettings(
+        dtype=options.dtype,
+        chunk_byte_size=options.chunk_byte_size,
+        shard_axes=options.shard_axes,
+    )
+
+
+def _saving(options: ArrayOptions.Saving) -> SavingSettings:
+    share = options.use_replica_parallel
+    return SavingSettings(
+        storage=storage_settings(options.storage_options),
+        storage_of_leaf=options.scoped_storage_options_creator,
+        use_compression=options.use_compression,
+        data_file_size_bytes=options.ocdbt_target_data_file_size or 0,
+        share_among_replicas=True if share is None else share,
+        share_from_bytes=options.min_slice_bytes_for_replica_parallel or 0,
+        share_among_most=options.max_replicas_for_replica_parallel,
+        record_shardings=options.enable_write_sharding_file,
+        record_array_metadata=options.array_metadata_store is not None,
+    )
 
 
 def _refusals(context: Context) -> tuple[Refusal, ...]:

@@ -1,9 +1,10 @@
 """Bytes between memory and the store: chunks written, chunks read and verified.
 
 A save passes every payload once, in pieces small enough to be still in the cache when
-they are written, and sums them on the way.  A load reads each chunk once, however many
-parts need it: straight into the caller's memory where the chunk lies there in one
-piece, through scratch memory where it does not, and small neighbours together.
+they are written, and sums them on the way; what has to be converted or compressed is
+so one chunk at a time, on the worker that writes it.  A load reads each chunk once,
+however many parts need it: straight into the caller's memory where the chunk lies there
+in one piece, through scratch memory where it does not, and small neighbours together.
 Checksums are compared before anybody sees a byte.
 """
 
@@ -14,16 +15,19 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from stowax._box import Box, chunks_in, grid_counts, ordinal_of
 from stowax._codecs._checksum import RunningChecksum, verify_blocks
+from stowax._codecs._compression import CODECS
 from stowax._codecs._item_manifest import build_table
 from stowax._codecs._zarr import TRAILER_BYTES, dtype_from_name, encode_trailer
 from stowax._formats._base import ReadRequest
 from stowax._manifest import ChunkTable, LeafEntry, Manifest
-from stowax._plan._write import ChunkWrite, FilePlan, WritePlan
+from stowax._plan._cast import convert
+from stowax._plan._write import ChunkWrite, FilePlan, WritePlan, place
 from stowax._runtime import on_worker
 from stowax._stores._base import Store, join
 from stowax._tasks import run_all
@@ -59,21 +63,42 @@ async def write_chunks(
     Returns:
         Where everything lies, with the checksums taken on the way.
     """
-    sums: list[list[tuple[int, ...]]] = [[] for _ in plan.files]
+    notes: list[list[_Written]] = [[] for _ in plan.files]
     await run_all(
         _write_file(store, directory, file, parts, noted)
-        for file, noted in zip(plan.files, sums, strict=True)
+        for file, noted in zip(plan.files, notes, strict=True)
     )
-    return await on_worker(_table, plan, sums)
+    return await on_worker(_table, plan, notes)
 
 
-def _table(plan: WritePlan, sums: Sequence[Sequence[Sequence[int]]]) -> ChunkTable:
+class _Written(NamedTuple):
+    """What is known of a chunk once it is on its way."""
+
+    offset_bytes: int
+    length_bytes: int
+    """Length of the payload."""
+    sums: tuple[int, ...]
+
+    @property
+    def end_bytes(self) -> int:
+        return self.offset_bytes + self.length_bytes + TRAILER_BYTES
+
+
+def _table(plan: WritePlan, notes: Sequence[Sequence[_Written]]) -> ChunkTable:
     rows = [
-        (c.leaf, position, c.chunk, c.offset_bytes, c.length_bytes, noted)
+        (
+            chunk.leaf,
+            position,
+            chunk.chunk,
+            noted.offset_bytes,
+            noted.length_bytes,
+            noted.sums,
+        )
         for position, file in enumerate(plan.files)
-        for c, noted in zip(file.chunks, sums[position], strict=True)
+        for chunk, noted in zip(file.chunks, notes[position], strict=True)
     ]
-    return build_table([(file.name, file.size_bytes) for file in plan.files], rows)
+    sizes = [(f.name, n[-1].end_bytes) for f, n in zip(plan.files, notes, strict=True)]
+    return build_table(sizes, rows)
 
 
 async def _write_file(
@@ -81,7 +106,7 @@ async def _write_file(
     directory: str,
     file: FilePlan,
     parts: Mapping[tuple[int, Box], np.ndarray],
-    noted: list[tuple[int, ...]],
+    noted: list[_Written],
 ) -> None:
     path = join(directory, file.name)
     pieces = _gather_small(_pieces(file, parts, noted))
@@ -92,32 +117,35 @@ async def _write_file(
 def _pieces(
     file: FilePlan,
     parts: Mapping[tuple[int, Box], np.ndarray],
-    noted: list[tuple[int, ...]],
+    noted: list[_Written],
 ) -> Iterator[memoryview | bytes]:
-    """The bytes of a data file in order; notes the checksums of every chunk."""
-    position = 0
+    """The bytes of a data file in order; notes place and checksums of every chunk."""
+    end_bytes = 0
     for chunk in file.chunks:
-        if chunk.offset_bytes > position:
-            yield bytes(chunk.offset_bytes - position)
         payload = _payload(chunk, parts[chunk.leaf, chunk.part])
+        offset_bytes = place(end_bytes, len(payload))
+        if offset_bytes > end_bytes:
+            yield bytes(offset_bytes - end_bytes)
         checksum = RunningChecksum()
         for start in range(0, len(payload), PIECE_BYTES):
             piece = payload[start : start + PIECE_BYTES]
             checksum.update(piece)
             yield piece
-        noted.append(checksum.finish())
+        written = _Written(offset_bytes, len(payload), checksum.finish())
+        noted.append(written)
         yield encode_trailer(checksum.value)
-        position = chunk.offset_bytes + chunk.length_bytes + TRAILER_BYTES
+        end_bytes = written.end_bytes
 
 
-def _payload(chunk: ChunkWrite, part: np.ndarray) -> memoryview:
+def _payload(chunk: ChunkWrite, part: np.ndarray) -> memoryview | bytes:
     """Elements of one chunk, C order, little-endian; a copy only where it must be."""
-    cut = part[chunk.box.within(chunk.part)]
+    cut = convert(part[chunk.box.within(chunk.part)], chunk.dtype)
     if cut.shape != chunk.chunk_shape:
         padded = np.zeros(chunk.chunk_shape, cut.dtype)
         padded[tuple(map(slice, cut.shape))] = cut
         cut = padded
-    return _bytes_of(np.ascontiguousarray(cut))
+    payload = _bytes_of(np.ascontiguousarray(cut))
+    return payload if chunk.codec is None else CODECS[chunk.codec].encode(payload)
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
@@ -156,6 +184,12 @@ class _ChunkRead:
     length_bytes: int
     sums: Sequence[int]
     uses: list[tuple[ReadRequest, Box]] = field(default_factory=list)
+
+    @property
+    def size_bytes(self) -> int:
+        """Its length before it was compressed."""
+        dtype = dtype_from_name(self.entry.dtype or "")
+        return math.prod(self.entry.chunk_shape) * dtype.itemsize
 
 
 class ChunkSource:
@@ -232,12 +266,11 @@ class ChunkSource:
             length_bytes=int(table.length_bytes[row]),
             sums=table.sums[first_sum : int(table.sum_ends[row])].tolist(),
         )
-        dtype = dtype_from_name(entry.dtype or "")
-        length_bytes = math.prod(entry.chunk_shape) * dtype.itemsize
-        if chunk.length_bytes != length_bytes:
+        if entry.codec is None and chunk.length_bytes != chunk.size_bytes:
             raise CorruptCheckpointError(
                 f"{self._directory}: chunk {box} of leaf {entry.name!r} has "
-                f"{chunk.length_bytes} bytes in the manifest; {length_bytes} expected"
+                f"{chunk.length_bytes} bytes in the manifest; {chunk.size_bytes} "
+                "expected"
             )
         return chunk
 
@@ -256,17 +289,44 @@ class ChunkSource:
         for chunk in group:
             start = chunk.offset_bytes - group[0].offset_bytes
             payload = slab[start : start + chunk.length_bytes]
-            self._check(path, chunk, payload)
-            _copy_out(chunk, payload)
+            self._take(path, chunk, payload)
 
     async def _read_one(self, path: str, chunk: _ChunkRead) -> None:
-        direct = _direct_memory(chunk)
-        memory = allocate((chunk.length_bytes,), np.dtype(np.uint8))
-        payload = memory if direct is None else direct
+        direct = None if chunk.entry.codec is not None else _direct_memory(chunk)
+        if direct is not None:
+            await self._fill(path, [chunk], direct)
+            await on_worker(self._check, path, chunk, direct)
+            return
+        payload = allocate((chunk.length_bytes,), np.dtype(np.uint8))
         await self._fill(path, [chunk], payload)
-        await on_worker(self._check, path, chunk, payload)
+        await on_worker(self._take, path, chunk, payload)
+
+    def _take(self, path: str, chunk: _ChunkRead, payload: np.ndarray) -> None:
+        """Verifies a payload, and brings its elements to where they are wanted."""
+        self._check(path, chunk, payload)
+        if chunk.entry.codec is None:
+            _copy_out(chunk, payload)
+            return
+        direct = _direct_memory(chunk)
+        elements = direct
+        if elements is None:
+            elements = allocate((chunk.size_bytes,), np.dtype(np.uint8))
+        self._decode(path, chunk, payload, elements)
         if direct is None:
-            await on_worker(_copy_out, chunk, payload)
+            _copy_out(chunk, elements)
+
+    def _decode(
+        self, path: str, chunk: _ChunkRead, payload: np.ndarray, out: np.ndarray
+    ) -> None:
+        try:
+            CODECS[chunk.entry.codec or ""].decode_into(payload.data, out.data)
+        except ValueError as error:
+            raise CorruptCheckpointError(
+                f"{path}: bytes {chunk.offset_bytes} to "
+                f"{chunk.offset_bytes + chunk.length_bytes} are not what "
+                f"{chunk.entry.codec} makes of {chunk.box} of leaf "
+                f"{chunk.entry.name!r}: {error}. Load an older checkpoint."
+            ) from error
 
     async def _fill(
         self, path: str, chunks: Sequence[_ChunkRead], memory: np.ndarray

@@ -18,7 +18,7 @@ from stowax._keypath import at_leaf, flatten, leaf_name, unflatten
 from stowax._leaves import _registry as leaves
 from stowax._leaves._base import LeafHandler, Wanted
 from stowax._manifest import LeafEntry
-from stowax._plan._cast import loss
+from stowax._plan._cast import convert, loss
 from stowax._plan._match import check, match_paths
 from stowax._processes import Processes
 from stowax._transfer import allocate
@@ -123,12 +123,9 @@ class _Placer:
         dtype = self.wanted.dtype
         if dtype is None or dtype == part.dtype:
             return part
-        if part.dtype.kind == "c" and dtype.kind not in "cb":
-            part = np.real(part)  # NumPy would warn of it once more.
-        converted = allocate(part.shape, dtype)
         # The caller asked for this dtype, and is told which leaves it does not hold.
-        with np.errstate(all="ignore"):
-            converted[...] = part.astype(dtype)
+        converted = allocate(part.shape, dtype)
+        converted[...] = convert(part, dtype)
         return converted
 
 

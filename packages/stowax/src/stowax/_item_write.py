@@ -14,7 +14,7 @@ import json
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from stowax._codecs._item_manifest import (
 from stowax._codecs._ocdbt import Reference
 from stowax._codecs._ocdbt_write import encode_database
 from stowax._codecs._zarr import TRAILER_BYTES, array_document, chunk_key, dtype_name
+from stowax._context import SavingSettings
 from stowax._engine import write_chunks
 from stowax._formats import _orbax_json
 from stowax._formats._stowax import MANIFEST, PART_PREFIX, PROCESS_PREFIX
@@ -45,13 +46,16 @@ from stowax._leaves import _registry as leaves
 from stowax._leaves._base import Description, LeafHandler
 from stowax._manifest import Digest, LeafEntry, Manifest
 from stowax._operation import ItemPart, Operation
-from stowax._plan._write import ArrayLayout, WritePlan, plan_write
+from stowax._plan._storage import LeafStorage, narrowed, plan_storage
+from stowax._plan._write import ArrayLayout, Sharing, WritePlan, plan_write
 from stowax._processes import Processes
 from stowax._runtime import on_worker
 from stowax._stores._base import join
 from stowax._tasks import run_all
 from stowax._transfer import to_host
 from stowax.errors import ProcessesError, TreeError
+
+_AS_USUAL = SavingSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,18 +66,32 @@ class StagedItem:
     entries: tuple[LeafEntry, ...]
     plan: WritePlan
     parts: Mapping[tuple[int, Box], np.ndarray]
+    narrowed: tuple[str, ...] = ()
+    """Leaves that lose range or kind in the dtype that they are stored in."""
+    tells_orbax_of_arrays: bool = True
+    """Whether `array_metadatas` is written."""
 
 
-def stage_item(tree: Any, processes: Processes, *, borrow: bool) -> StagedItem:
+def stage_item(
+    tree: Any,
+    processes: Processes,
+    *,
+    borrow: bool,
+    saving: SavingSettings = _AS_USUAL,
+    codec: str | None = None,
+) -> StagedItem:
     """Checks, names, plans and brings to the host what this process writes of a tree.
 
     Args:
         tree: Any tree; nothing is written if it cannot be saved as a whole.
         processes: Says what this process holds.
         borrow: Whether the caller leaves host arrays alone until all is written.
+        saving: How arrays are to be stored.
+        codec: How chunks are compressed; None: not at all.
 
     Raises:
         TreeError: Names every leaf that stands in the way.
+        UnsupportedOptionError: Names every leaf that cannot be stored as asked.
     """
     if tree is None:
         raise TreeError("None is no state; to save nothing, save an empty dict, {}")
@@ -90,23 +108,38 @@ def stage_item(tree: Any, processes: Processes, *, borrow: bool) -> StagedItem:
     _orbax_json.check_string_names(
         [n for n, d in zip(flat.names, described, strict=True) if d.kind == "string"]
     )
+    storages = plan_storage(flat, described, saving)
     alone = processes.count == 1
     plan = plan_write(
-        [_layout(i, d) for i, d in enumerate(described) if d.dtype is not None],
+        [
+            _layout(i, d, storage, codec)
+            for i, (d, storage) in enumerate(zip(described, storages, strict=True))
+            if storage is not None
+        ],
         process_index=processes.index,
         data_directory="d/" if alone else f"{PROCESS_PREFIX}{processes.index}/d/",
+        sharing=Sharing(
+            is_on=saving.share_among_replicas,
+            from_bytes=saving.share_from_bytes,
+            most=saving.share_among_most,
+        ),
+        file_limit_bytes=saving.data_file_size_bytes,
     )
     entries = tuple(
-        _entry(path, name, d, plan.chunk_shapes.get(i))
-        for i, (path, name, d) in enumerate(
-            zip(flat.paths, flat.names, described, strict=True)
+        _entry(path, name, d, storage, plan.chunk_shapes.get(i), codec)
+        for i, (path, name, d, storage) in enumerate(
+            zip(flat.paths, flat.names, described, storages, strict=True)
         )
     )
+    if not saving.record_shardings:
+        entries = tuple(replace(entry, sharding=None) for entry in entries)
     return StagedItem(
         root=flat.root,
         entries=entries,
         plan=plan,
         parts=_stage_parts(flat, handlers, plan, processes, borrow=borrow),
+        narrowed=narrowed(flat.names, storages),
+        tells_orbax_of_arrays=saving.record_array_metadata,
     )
 
 
@@ -179,7 +212,7 @@ _STRUCTURE_BYTES = hashlib.sha256().digest_size
 def _structure(staged: StagedItem) -> bytes:
     """A digest of what all processes have to see alike."""
     facts = [
-        (e.name, e.kind == "jax.Array" and (e.dtype, e.shape, e.chunk_shape))
+        (e.name, e.kind == "jax.Array" and (e.dtype, e.shape, e.chunk_shape, e.codec))
         for e in staged.entries
     ]
     return hashlib.sha256(repr(facts).encode()).digest()
@@ -268,6 +301,7 @@ def _completion(
         process_count=len(parts),
         manifest_name=MANIFEST,
         rich_types=rich_types,
+        array_metadata=staged.tells_orbax_of_arrays,
     )
     if any(entry.dtype is not None for entry in staged.entries):
         index, head = encode_database(
@@ -302,7 +336,9 @@ def _index_entries(manifest: Manifest) -> list[tuple[str, bytes | Reference]]:
         prefixes.append(array_prefix(leaf.name))
         counts.append(grid_counts(leaf.shape, leaf.chunk_shape))
         if leaf.dtype is not None:
-            document = array_document(leaf.shape, leaf.dtype, leaf.chunk_shape)
+            document = array_document(
+                leaf.shape, leaf.dtype, leaf.chunk_shape, leaf.codec
+            )
             entries.append((f"{prefixes[-1]}zarr.json", document))
     for table in manifest.chunks or ():
         columns = (
@@ -325,18 +361,27 @@ def _index_entries(manifest: Manifest) -> list[tuple[str, bytes | Reference]]:
     return entries
 
 
-def _layout(position: int, description: Description) -> ArrayLayout:
-    assert description.dtype is not None
+def _layout(
+    position: int, description: Description, storage: LeafStorage, codec: str | None
+) -> ArrayLayout:
     return ArrayLayout(
         leaf=position,
         shape=description.shape,
-        itemsize=description.dtype.itemsize,
+        dtype=storage.dtype,
         parts=tuple((h.box, h.processes) for h in description.holdings),
+        codec=codec,
+        chunk_limit_bytes=storage.chunk_limit_bytes,
+        shard_axes=storage.shard_axes,
     )
 
 
 def _entry(
-    path: Any, name: str, description: Description, chunk_shape: Any
+    path: Any,
+    name: str,
+    description: Description,
+    storage: LeafStorage | None,
+    chunk_shape: Any,
+    codec: str | None,
 ) -> LeafEntry:
     shards = [holding.box.shape for holding in description.holdings]
     is_sharded = description.kind == "jax.Array"
@@ -347,9 +392,10 @@ def _entry(
         path=path,
         name=name,
         kind=description.kind,
-        dtype=None if description.dtype is None else dtype_name(description.dtype),
+        dtype=None if storage is None else dtype_name(storage.dtype),
         shape=description.shape,
         chunk_shape=chunk_shape or (),
+        codec=None if storage is None else codec,
         write_shape=write_shape if is_sharded else None,
         text=description.text,
         prng_impl=description.prng_impl,

@@ -365,6 +365,19 @@ def _key_of_jax(key: Any) -> Key:
     return Key("key", str(key))
 
 
+def jax_key_path(path: KeyPath) -> tuple[Any, ...]:
+    """The path as JAX tells it; what only its class could tell is a dict key there."""
+    return tuple(_JAX_KEYS[key.role](key.value) for key in path)
+
+
+_JAX_KEYS: Mapping[Role, Callable[[Any], Any]] = {
+    "key": jax.tree_util.DictKey,
+    "field": jax.tree_util.GetAttrKey,
+    "index": jax.tree_util.SequenceKey,
+    "child": jax.tree_util.FlattenedIndexKey,
+}
+
+
 def _key_to_json(key: Key) -> Any:
     # By the exact type: a string of an `Enum` is known by its text, as in names.
     value = key.value if type(key.value) in _NATIVE_KEYS else key.text

@@ -433,11 +433,11 @@ async def guest_directory(
     """Where a guest finds the files of its item, verified, with plain file calls."""
     await operation.submit(_verify_guest_files(operation, directory))
     if operation.store.has_directories:
-        yield epath.Path(directory)
+        yield operation.settings.path_class(directory)
         return
     with tempfile.TemporaryDirectory(prefix="stowax-") as scratch, lending(scratch):
         await operation.submit(_export(operation, directory, scratch))
-        yield epath.Path(scratch)
+        yield operation.settings.path_class(scratch)
 
 
 async def _verify_guest_files(operation: Operation, directory: str) -> None:

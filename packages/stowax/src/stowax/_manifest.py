@@ -31,6 +31,8 @@ class LeafEntry:
     """Shape of the stored array; of a typed PRNG key that of its key data."""
     chunk_shape: tuple[int, ...] = ()
     """Extent of one chunk of the regular grid; at least 1 in every dimension."""
+    codec: str | None = None
+    """How chunks are compressed: a name in `_codecs._compression`; None: not at all."""
     write_shape: tuple[int, ...] | None = None
     """Extent of one shard when it was written; only known of `jax.Array`."""
     text: str | None = None
@@ -58,7 +60,8 @@ class Digest:
 class ChunkTable:
     """Where the chunks of one writing process lie, by column: one row per chunk.
 
-    The payload of a chunk is its elements in C order, little-endian. The part of `sums`
+    The payload of a chunk is its elements in C order, little-endian, compressed if the
+    leaf has a codec. The part of `sums`
     between two successive values of `sum_ends` holds the running CRC-32C at the end of
     each MiB of a payload, and at its end.
     """

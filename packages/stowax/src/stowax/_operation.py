@@ -332,7 +332,8 @@ class OperationPath:
     @property
     def path(self) -> epath.Path:
         """Where plain file calls find it."""
-        return epath.Path(self.operation.local_directory(self.location))
+        local = self.operation.local_directory(self.location)
+        return self.operation.settings.path_class(os.fspath(local))
 
     def __truediv__(self, other: str | os.PathLike[str]) -> OperationPath:
         below = pathlib.PurePath(other)

@@ -9,13 +9,15 @@ Names and defaults are those of Orbax v1, with these exceptions:
 
 * `CheckpointablesOptions.registry` is None, the global registry as it is when an
   operation starts; Orbax copies the global registry when the options are made.
+* `ArrayOptions.Saving.use_compression` is None, which leaves it to the kind of store.
 * `ArrayOptions.Saving.array_metadata_store` is a marker for "as usual".
 * `IntegrityOptions`, `FileOptions.store` and `CheckpointablesOptions.handlers` are
   ours.
 
 An option that would change what is written, but whose meaning is not built yet, is
-refused by the operation that meets it. Hints about speed and memory are accepted; those
-that nothing follows yet say so.
+refused by the operation that meets it, and so is a value that makes no sense for what
+is saved. Hints about speed and memory are accepted; those that nothing follows yet say
+so.
 """
 
 from __future__ import annotations
@@ -130,10 +132,15 @@ class FileOptions(OptionGroup):
     """
 
     path_permission_mode: int | None = None
-    """Permission bits of the directories of a checkpoint; None follows the umask."""
+    """Permission bits of the directory of a checkpoint, whatever the umask says.
 
-    path_class: type = epath.Path
-    """Class of the paths that handlers get. Others than ``epath.Path`` are refused."""
+    It has them from the beginning, so that nobody else looks at a save under way; what
+    is inside follows the umask, as with None everything does. Refused by a store whose
+    directories have no such bits.
+    """
+
+    path_class: type[Any] = epath.Path
+    """Class of the paths that handlers of your own get; it is called with a string."""
 
     skip_sync_file_validations: bool = False
     """A hint: the checks made before a background save begins are cheap, and stay."""
@@ -224,22 +231,54 @@ class ArrayOptions(OptionGroup):
             def __call__(
                 self, key: PyTreeKeyPath, value: Any
             ) -> ArrayOptions.Saving.StorageOptions | None:
-                """Answers with options for the leaf, or None for the general ones."""
+                """Answers with options for the leaf, or None for the general ones.
+
+                What the answer leaves at None is taken from the general ones, too.
+
+                Args:
+                    key: The key path of the leaf, as JAX tells it.
+                    value: The leaf, of any kind.
+                """
                 ...
 
         @final
         @dataclass(kw_only=True)
         class StorageOptions(OptionGroup):
-            """How one array is stored. All of it is refused for now."""
+            """How one array is stored.
+
+            What cannot be done is refused before anything is written, with the names
+            of all leaves concerned.
+
+            Example:
+                >>> import jax.numpy as jnp
+                >>> import numpy as np
+                >>> import stowax as ocp
+                >>> context = ocp.Context()
+                >>> context.array.saving.storage_options.dtype = jnp.bfloat16
+                >>> path = getfixture("tmp_path") / "checkpoint"
+                >>> with context:
+                ...     ocp.save(path, {"w": np.ones((2, 3), np.float32)})
+                >>> ocp.load(path)["w"].dtype
+                dtype(bfloat16)
+            """
 
             dtype: jax.typing.DTypeLike | None = None
-            """Dtype to store in; None for the array's own."""
+            """Dtype to store arrays and numbers in; None for their own.
+
+            They are converted one chunk at a time. A warning lists the leaves that
+            lose range or kind. Typed PRNG keys keep theirs.
+            """
 
             chunk_byte_size: int | None = None
-            """Upper limit of one chunk, in bytes; None for a chunk per shard."""
+            """Upper limit of one chunk, uncompressed, in bytes.
+
+            The longest axes are split first, and before all others those along which
+            the array is sharded. None for a chunk per shard; a shard larger than 64
+            MiB is split anyway.
+            """
 
             shard_axes: tuple[int, ...] | None = None
-            """Axes to split first when a limit asks for smaller chunks."""
+            """Axes along which a chunk holds one element, counted from 0."""
 
         storage_options: StorageOptions = field(default_factory=StorageOptions)
         """How arrays are stored, where `scoped_storage_options_creator` is silent."""
@@ -250,43 +289,56 @@ class ArrayOptions(OptionGroup):
         use_zarr3: bool = True
         """Whether arrays are described as zarr3. False (zarr2) is refused for now."""
 
-        use_compression: bool = True
-        """Whether chunks may be compressed.
+        use_compression: bool | None = None
+        """Whether chunks are compressed, with zstd.
 
-        Allowed, not required: for now chunks are stored uncompressed, each with a
-        checksum, whatever this says.
+        None: not on local disks, which take bytes faster than they are compressed, but
+        on stores that are reached over a network.
         """
 
         ocdbt_target_data_file_size: int | None = None
-        """A hint: size at which a new data file is begun, in bytes."""
+        """Size that a data file, uncompressed, stays within, in bytes.
+
+        No chunk is larger either. None or 0 for no limit.
+        """
 
         enable_pinned_host_transfer: bool | None = None
         """A hint: transfers through pinned memory; None decides by platform."""
 
         enable_post_merge_validation: bool = True
-        """A hint: whether the written tables are checked before publish."""
+        """A hint: that all parts were written, once, is always checked."""
 
         use_replica_parallel: bool | None = None
-        """A hint: whether replicas share the writing of what they all hold."""
+        """Whether processes share the writing of what several of them hold.
+
+        None for yes. With False the first of them writes all of it.
+        """
 
         min_slice_bytes_for_replica_parallel: int | None = None
-        """A hint: smallest part, in bytes, worth sharing among replicas."""
+        """Smallest shard, in bytes, that is worth sharing; None for any."""
 
         max_replicas_for_replica_parallel: int | None = None
-        """A hint: how many replicas share the writing at most."""
+        """How many of the processes that hold a shard share the writing; None: all."""
 
         enable_replica_parallel_separate_folder: bool = False
         """A hint: our data areas are one per process already."""
 
         enable_write_sharding_file: bool = True
-        """Whether shardings are recorded. False is refused for now."""
+        """Whether shardings are recorded, for loads without an abstract state.
+
+        Without them Orbax cannot load `jax.Array` leaves without an abstract state.
+        """
 
         # `object`, because Orbax's class is Orbax's own.
         array_metadata_store: object | None = ARRAY_METADATA_STORE
-        """Whether chunk shapes are recorded for Orbax: anything else is refused."""
+        """None leaves out `array_metadatas`, which only Orbax reads.
+
+        Without it Orbax loads typed PRNG keys as plain integers. Other stores are
+        refused.
+        """
 
         scoped_storage_options_creator: ScopedStorageOptionsCreator | None = None
-        """Chooses storage options leaf by leaf. Refused for now."""
+        """Chooses storage options leaf by leaf."""
 
     @final
     @dataclass(kw_only=True)

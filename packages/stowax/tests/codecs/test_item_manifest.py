@@ -49,6 +49,7 @@ def roots(draw):
                 dtype=draw(st.sampled_from(["bfloat16", "int4"])),
                 shape=shape,
                 chunk_shape=tuple(max(1, n) for n in shape),
+                codec=draw(st.none() | st.just("zstd")),
                 write_shape=draw(st.none() | st.just(shape)),
                 prng_impl=draw(st.none() | st.just("rbg")),
                 sharding=draw(st.none() | st.just(sharding)),
@@ -153,6 +154,7 @@ def test_every_damaged_byte_is_found(data, decode):
         {"leaves": [{"kind": "scalar", "shape": [-1]}]},
         {"leaves": [{"kind": "scalar", "shape": [3], "chunk": [0]}]},
         {"leaves": [{"kind": "scalar", "shape": [3], "chunk": []}]},
+        {"leaves": [{"kind": "scalar", "codec": "lzma"}]},
         {"leaves": "text"},
         {"tree": {"kind": "unheard of", "children": []}},
         {"documents": {"a": [1]}},
@@ -169,13 +171,26 @@ def test_wrong_content_with_right_checksum(changes):
         decode_root(seal(document))
 
 
-@pytest.mark.parametrize("version", [2, "1", None, 1.5])
+@pytest.mark.parametrize("version", [3, "1", None, 1.5])
 def test_other_versions(version):
     """A version that this release does not know is refused; the cure is named."""
     document = {**unseal(sample_root()), "version": version}
 
     with pytest.raises(CorruptCheckpointError, match="upgrade"):
         decode_root(seal(document))
+
+
+@pytest.mark.parametrize(("codec", "version"), [(None, 1), ("zstd", 2)])
+def test_version_is_the_lowest_that_understands_it(codec, version):
+    """Only what is compressed is kept from releases that do not know of it."""
+    leaf = LeafEntry(path=(), name="", kind="np.ndarray", dtype="int8", codec=codec)
+    root = ItemRoot(root=flatten(0).root, leaves=(leaf,), documents={}, parts={})
+
+    document = unseal(encode_root(root))
+
+    assert document["version"] == version
+    assert document["leaves"][0].get("codec") == codec
+    assert decode_root(encode_root(root)).leaves[0].codec == codec
 
 
 def test_other_documents():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import struct
-import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorstore as ts
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -496,17 +496,6 @@ def test_numbered_manifests_are_left_to_others(tmp_path: Path) -> None:
         _decode_all(tmp_path)
 
 
-def test_missing_decompressor_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without the package zstandard, compressed nodes are an error that names it."""
-    _open(tmp_path).write("a", b"1").result()
-    monkeypatch.setitem(sys.modules, "zstandard", None)
-
-    with pytest.raises(InvalidLayoutError, match="'zstandard'"):
-        _decode_all(tmp_path)
-
-
 # --- damage
 
 
@@ -875,7 +864,6 @@ _LIMIT_BYTES = 1 << 22
 
 def _bombs() -> dict[str, bytes]:
     """Node bodies of a few kilobytes, each asking for gigabytes in its own way."""
-    zstandard = pytest.importorskip("zstandard")
     # 4,000 keys, each of them the one before and one byte more: 64 KiB each.
     count = 4_000
     shared = _varint(60_000) * (count - 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import tensorstore as ts
 
 from stowax._codecs._checksum import crc32c
+from stowax._codecs._compression import CODECS
 from stowax._codecs._zarr import (
     TRAILER_BYTES,
     array_document,
@@ -34,7 +37,10 @@ _UNKNOWN_TO_TENSORSTORE = [
 
 
 def _tensorstore_array(
-    name: str, shape: tuple[int, ...], chunk_shape: tuple[int, ...]
+    name: str,
+    shape: tuple[int, ...],
+    chunk_shape: tuple[int, ...],
+    compression: Sequence[object] = (),
 ) -> ts.TensorStore:
     spec = {
         "driver": "zarr3",
@@ -49,6 +55,7 @@ def _tensorstore_array(
             },
             "codecs": [
                 {"name": "bytes", "configuration": {"endian": "little"}},
+                *compression,
                 {"name": "crc32c"},
             ],
         },
@@ -124,6 +131,22 @@ def test_documents_are_those_of_tensorstore(
     theirs = array.kvstore.read("zarr.json").result().value
 
     assert array_document(shape, name, chunk_shape) == theirs
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+@pytest.mark.parametrize("name", ["float32", "uint8"])
+def test_compressed_chunks_are_read_by_tensorstore(name: str, codec: str) -> None:
+    """The document is the one TensorStore writes, and it reads our compressed chunk."""
+    values = np.arange(6).reshape(2, 3).astype(name)
+    array = _tensorstore_array(name, (2, 3), (2, 3), [CODECS[codec].document()])
+
+    ours = CODECS[codec].encode(memoryview(values.tobytes()))
+    stored = ours + encode_trailer(crc32c(ours))
+    array.kvstore.write(chunk_key((0, 0)), stored).result()
+
+    theirs = array.kvstore.read("zarr.json").result().value
+    assert array_document((2, 3), name, (2, 3), codec) == theirs
+    assert array.read().result().tolist() == values.tolist()
 
 
 @pytest.mark.parametrize("name", _STANDARD)

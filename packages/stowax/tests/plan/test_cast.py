@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sample_trees import HOST_DTYPES, JAX_DTYPES, NUMPY_DTYPES, OWN_DTYPES, dtype
 
-from stowax._plan._cast import loss
+from stowax._plan._cast import convert, loss
 
 SMALL = ["int8", "int16", "uint8", "uint16", "bool"]
 
@@ -59,3 +59,22 @@ def test_precision_is_no_loss(stored, wanted):
 def test_byte_order_is_no_loss(wanted):
     """The order of bytes is no property of values."""
     assert loss(np.dtype("<f4"), np.dtype(wanted)) is None
+
+
+@pytest.mark.parametrize("wanted", [*NUMPY_DTYPES, *OWN_DTYPES, *HOST_DTYPES])
+def test_every_conversion_is_known(wanted):
+    """Values that both dtypes hold go from every dtype to every other one."""
+    for name in [*NUMPY_DTYPES, *OWN_DTYPES, *HOST_DTYPES]:
+        ones = np.ones((2, 3), dtype(name))
+
+        found = convert(ones, dtype(wanted))
+
+        assert found.dtype == dtype(wanted), name
+        assert (found == np.ones((2, 3), dtype(wanted))).all(), name
+
+
+def test_conversion_is_none():
+    """An array that has the dtype already is not copied."""
+    array = np.ones(3, np.float32)
+
+    assert convert(array, np.dtype("float32")) is array

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from stowax._box import Box, chunk_box, whole
 from stowax._codecs._zarr import TRAILER_BYTES
 from stowax._plan import _write
-from stowax._plan._write import ArrayLayout, choose_chunk_shape, plan_write
+from stowax._plan._write import (
+    ArrayLayout,
+    Sharing,
+    choose_chunk_shape,
+    place,
+    plan_write,
+)
 
 EXAMPLES = 3000 if os.environ.get("STOWAX_SOAK") else 100
 
@@ -37,9 +43,9 @@ def layouts(draw, process_count):
                 )
             )
             parts.append((Box(start, stop), tuple(sorted(holders))))
-        itemsize = draw(st.sampled_from([1, 2, 4, 16]))
+        dtype = np.dtype(draw(st.sampled_from(["u1", "u2", "u4", "c16"])))
         found.append(
-            ArrayLayout(leaf=leaf, shape=shape, itemsize=itemsize, parts=tuple(parts))
+            ArrayLayout(leaf=leaf, shape=shape, dtype=dtype, parts=tuple(parts))
         )
     return found
 
@@ -101,7 +107,7 @@ def test_chunks_are_the_grids(limit_bytes, data):
         index = np.unravel_index(chunk.chunk, counts) if counts else ()
         assert chunk.chunk_shape == shape
         assert chunk.box == chunk_box(tuple(map(int, index)), array.shape, shape)
-        assert chunk.length_bytes == math.prod(shape) * array.itemsize
+        assert chunk.size_bytes == math.prod(shape) * array.dtype.itemsize
 
 
 @pytest.mark.parametrize("limit_bytes", [64 << 20, 64, 1])
@@ -121,32 +127,29 @@ def test_files(limit_bytes, data):
     for file in plan.files:
         end = 0
         for chunk in file.chunks:
-            assert end <= chunk.offset_bytes < end + 4096
-            assert chunk.offset_bytes % 64 == 0
-            end = chunk.offset_bytes + chunk.length_bytes + TRAILER_BYTES
+            begin = place(end, chunk.size_bytes)
+            assert end <= begin < end + 4096
+            assert begin % 64 == 0
+            end = begin + chunk.size_bytes + TRAILER_BYTES
         assert file.size_bytes == end
 
 
 def test_large_chunks_begin_on_pages():
-    """A chunk that is worth a read of its own begins on a page."""
-    arrays = [
-        ArrayLayout(
-            leaf=i, shape=(n,), itemsize=1, parts=((whole((n,)), (0,)),)
-        )
-        for i, n in enumerate([10, 100_000, 10, 65536])
-    ]  # fmt: skip
-
-    (plan,) = plans(arrays, 1)
-
-    offsets = [chunk.offset_bytes for chunk in plan.files[0].chunks]
-    assert [offset % 4096 == 0 for offset in offsets] == [True, True, False, True]
+    """A chunk that is worth a read of its own begins on a page, others on a line."""
+    assert place(0, 10) == 0
+    assert place(1, 65535) == 64
+    assert place(64, 65535) == 64
+    assert place(1, 65536) == 4096
+    assert place(4097, 1 << 30) == 8192
 
 
 def test_two_files_from_the_limit_on():
     """From the limit on the bytes are shared out among two files about evenly."""
     half = _write.FILE_LIMIT_BYTES // 8
     arrays = [
-        ArrayLayout(leaf=i, shape=(half,), itemsize=1, parts=((whole((half,)), (0,)),))
+        ArrayLayout(
+            leaf=i, shape=(half,), dtype=np.dtype("u1"), parts=((whole((half,)), (0,)),)
+        )
         for i in range(8)
     ]
 
@@ -162,12 +165,14 @@ def test_replicas_are_shared_out(process_count):
     """What all processes hold is written by all of them, about evenly."""
     everybody = tuple(range(process_count))
     arrays = [
-        ArrayLayout(leaf=i, shape=(n,), itemsize=4, parts=((whole((n,)), everybody),))
+        ArrayLayout(
+            leaf=i, shape=(n,), dtype=np.dtype("u4"), parts=((whole((n,)), everybody),)
+        )
         for i, n in enumerate([100, 90, 110, 95, 105] * process_count)
     ]
 
     loads = [
-        sum(c.length_bytes for f in plan.files for c in f.chunks)
+        sum(c.size_bytes for f in plan.files for c in f.chunks)
         for plan in plans(arrays, process_count)
     ]
 
@@ -178,7 +183,7 @@ def test_replicas_are_shared_out(process_count):
 def test_parts_of_one_array_are_shared_out():
     """The shards of one array that two processes hold go to both."""
     parts = tuple((Box((i,), (i + 1,)), (0, 1)) for i in range(8))
-    arrays = [ArrayLayout(leaf=0, shape=(8,), itemsize=4, parts=parts)]
+    arrays = [ArrayLayout(leaf=0, shape=(8,), dtype=np.dtype("u4"), parts=parts)]
 
     counts = [sum(len(f.chunks) for f in plan.files) for plan in plans(arrays, 2)]
 
@@ -255,3 +260,146 @@ def test_small_chunks(shape, expected):
     boxes = [] if 0 in shape else [whole(shape)]
 
     assert choose_chunk_shape(shape, boxes, 4) == expected
+
+
+@given(data=st.data())
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_chunks_obey_the_caller(data):
+    """However small the limit, chunks keep to it, and to the borders of shards."""
+    (array,) = data.draw(layouts(1).filter(lambda arrays: len(arrays) == 1))
+    limit_bytes = data.draw(st.integers(array.dtype.itemsize, 300))
+    rank = len(array.shape)
+    axes = data.draw(st.sets(st.integers(0, max(0, rank - 1)), max_size=rank))
+    boxes = [box for box, _ in array.parts]
+
+    chunk = choose_chunk_shape(
+        array.shape,
+        boxes,
+        array.dtype.itemsize,
+        limit_bytes=limit_bytes,
+        shard_axes=tuple(axes),
+    )
+
+    assert math.prod(chunk) * array.dtype.itemsize <= limit_bytes
+    assert [chunk[axis] for axis in axes] == [1] * len(axes)
+    for axis, (n, extent) in enumerate(zip(array.shape, chunk, strict=True)):
+        borders = {b for box in boxes for b in (box.start[axis], box.stop[axis])}
+        assert [b for b in borders - {n} if b % extent] == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "shard", "limit_bytes", "axes", "expected"),
+    [
+        ((1000, 1000), (1000, 1000), 100_000, (), (125, 200)),
+        ((1000, 1000), (500, 1000), 100_000, (), (25, 1000)),
+        ((48, 40), (48, 40), 1536, (), (16, 20)),
+        ((64, 64), (64, 64), 256, (), (8, 8)),
+        ((8, 8, 8), (8, 8, 8), 256, (), (4, 4, 4)),
+        ((16, 12), (4, 6), 48, (), (4, 3)),
+        ((64, 64), (64, 64), None, (0,), (1, 64)),
+        ((64, 64), (64, 64), 1024, (0, 1), (1, 1)),
+        ((6, 10), (6, 10), 64, (1,), (6, 1)),
+        # Where Orbax takes divisors, down to a single element, these are even pieces.
+        ((7, 13), (7, 13), 50, (), (3, 4)),
+        ((50257, 768), (50257, 768), 1 << 20, (), (441, 384)),
+        ((1_000_003,), (1_000_003,), 1 << 20, (), (250_001,)),
+    ],
+)
+def test_chunks_under_a_limit(shape, shard, limit_bytes, axes, expected):
+    """The longest axis gives way, a sharded one first, no further than it must."""
+    counts = [n // e for n, e in zip(shape, shard, strict=True)]
+    starts = [
+        tuple(np.multiply(index, shard).tolist()) for index in np.ndindex(*counts)
+    ]
+    boxes = [Box(s, tuple(np.add(s, shard).tolist())) for s in starts]
+
+    found = choose_chunk_shape(
+        shape, boxes, 4, limit_bytes=limit_bytes, shard_axes=axes
+    )
+
+    assert found == expected
+
+
+def test_a_large_limit_does_not_lift_ours():
+    """A chunk stays one unit of reading, whatever the caller allows."""
+    chunk = choose_chunk_shape(
+        (1 << 14, 1 << 14), [whole((1 << 14, 1 << 14))], 4, limit_bytes=1 << 30
+    )
+
+    assert math.prod(chunk) * 4 == _write.CHUNK_LIMIT_BYTES
+
+
+@pytest.mark.parametrize("limit_bytes", [1000, 4096])
+def test_files_stay_within_the_limit(limit_bytes):
+    """No chunk is begun that would lead its file beyond the limit."""
+    arrays = [
+        ArrayLayout(
+            leaf=i,
+            shape=(n,),
+            dtype=np.dtype("u1"),
+            parts=((whole((n,)), (0,)),),
+            chunk_limit_bytes=limit_bytes,
+        )
+        for i, n in enumerate([10, 990, 5000, 1, 1, 1000, 3])
+    ]
+
+    plan = plan_write(
+        arrays, process_index=0, data_directory="d/", file_limit_bytes=limit_bytes
+    )
+
+    assert all(f.size_bytes <= limit_bytes + TRAILER_BYTES for f in plan.files)
+    assert len(plan.files) > 5_000 // limit_bytes
+    assert len({file.name for file in plan.files}) == len(plan.files)
+
+
+def test_size_of_compressed_files_is_open():
+    """Nobody knows beforehand how long a file with a compressed chunk will be."""
+    parts = ((whole((8,)), (0,)),)
+    arrays = [
+        ArrayLayout(leaf=0, shape=(8,), dtype=np.dtype("u1"), parts=parts),
+        ArrayLayout(
+            leaf=1, shape=(8,), dtype=np.dtype("u1"), parts=parts, codec="zstd"
+        ),
+    ]
+
+    (plan,) = plans(arrays, 1)
+    (plain,) = plans(arrays[:1], 1)
+
+    assert [file.size_bytes for file in plan.files] == [None]
+    assert [chunk.codec for chunk in plan.files[0].chunks] == [None, "zstd"]
+    assert plain.files[0].size_bytes == 8 + TRAILER_BYTES
+
+
+@pytest.mark.parametrize(
+    ("sharing", "expected"),
+    [
+        (Sharing(), [2, 2, 2, 2]),
+        (Sharing(is_on=False), [8, 0, 0, 0]),
+        (Sharing(most=2), [4, 4, 0, 0]),
+        (Sharing(most=0), [8, 0, 0, 0]),
+        (Sharing(from_bytes=100), [2, 2, 2, 2]),
+        (Sharing(from_bytes=101), [8, 0, 0, 0]),
+    ],
+    ids=str,
+)
+def test_who_shares_the_writing(sharing, expected):
+    """Replicas are shared out among those that the caller allows, the first ones."""
+    arrays = [
+        ArrayLayout(
+            leaf=i,
+            shape=(100,),
+            dtype=np.dtype("u1"),
+            parts=((whole((100,)), (0, 1, 2, 3)),),
+        )
+        for i in range(8)
+    ]
+
+    counts = [
+        sum(len(file.chunks) for file in plan.files)
+        for plan in (
+            plan_write(arrays, process_index=i, data_directory="", sharing=sharing)
+            for i in range(4)
+        )
+    ]
+
+    assert counts == expected

@@ -28,12 +28,20 @@ from typing import Any
 import numpy as np
 
 from stowax._codecs._checksum import crc32c, seal, unseal
+from stowax._codecs._compression import CODECS
 from stowax._keypath import Node, from_json, leaf_name, to_json
 from stowax._manifest import ChunkTable, Digest, LeafEntry
 from stowax.errors import CorruptCheckpointError
 
-FORMAT_VERSION = 1
+SEAL, _ITEM = "stowax-checkpoint", "stowax-item"
 
+# A document says the lowest version whose readers understand it, so that what makes no
+# use of newer things stays readable for older releases.
+_NEWEST = {SEAL: 1, _ITEM: 2}
+_SINCE_CODEC = 2
+"""Readers before would take what is compressed for the elements themselves."""
+
+_TABLE_VERSION = 1
 _MAGIC = b"STOWAXCT"
 _PREFIX = struct.Struct("<8sII")
 _COLUMNS = (
@@ -83,10 +91,11 @@ def decode_digests(document: Any) -> dict[str, Digest]:
 
 def encode_root(root: ItemRoot) -> bytes:
     """The root document of an item."""
+    is_compressed = any(entry.codec is not None for entry in root.leaves)
     return seal(
         {
-            "format": "stowax-item",
-            "version": FORMAT_VERSION,
+            "format": _ITEM,
+            "version": _SINCE_CODEC if is_compressed else 1,
             "tree": to_json(root.root),
             "leaves": [_leaf_to_json(entry) for entry in root.leaves],
             "documents": encode_digests(root.documents),
@@ -103,7 +112,7 @@ def decode_root(data: bytes) -> ItemRoot:
             this library wrote it.
     """
     document = unseal(data)
-    check_version(document, "stowax-item")
+    check_version(document, _ITEM)
     try:
         node, paths = from_json(document["tree"])
         leaves = tuple(
@@ -132,10 +141,10 @@ def check_version(document: Mapping[str, Any], name: str) -> None:
             f"expected a {name!r} document, found {document.get('format')!r}"
         )
     version = document.get("version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or version > _NEWEST[name]:
         raise CorruptCheckpointError(
             f"it has format version {version!r} and this release reads up to "
-            f"{FORMAT_VERSION}: upgrade with `pip install --upgrade stowax`"
+            f"{_NEWEST[name]}: upgrade with `pip install --upgrade stowax`"
         )
 
 
@@ -149,7 +158,7 @@ def encode_part(table: ChunkTable) -> bytes:
         },
         separators=(",", ":"),
     ).encode()
-    pieces = [_PREFIX.pack(_MAGIC, FORMAT_VERSION, len(header)), header]
+    pieces = [_PREFIX.pack(_MAGIC, _TABLE_VERSION, len(header)), header]
     pieces += [
         np.ascontiguousarray(getattr(table, name), dtype).tobytes()
         for name, dtype in _COLUMNS
@@ -170,7 +179,7 @@ def decode_part(data: bytes) -> ChunkTable:
     if crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise CorruptCheckpointError("the chunk table does not match its checksum")
     magic, version, header_bytes = _PREFIX.unpack_from(data)
-    if magic != _MAGIC or version > FORMAT_VERSION:
+    if magic != _MAGIC or version > _TABLE_VERSION:
         raise CorruptCheckpointError(
             f"{magic!r} of version {version} is no chunk table this release reads"
         )
@@ -243,6 +252,8 @@ def _leaf_to_json(entry: LeafEntry) -> dict[str, Any]:
         document["dtype"] = entry.dtype
         document["shape"] = list(entry.shape)
         document["chunk"] = list(entry.chunk_shape)
+    if entry.codec is not None:
+        document["codec"] = entry.codec
     if entry.write_shape is not None:
         document["write"] = list(entry.write_shape)
     if entry.prng_impl is not None:
@@ -263,6 +274,7 @@ def _leaf_from_json(document: Mapping[str, Any], path: Any) -> LeafEntry:
         dtype=document.get("dtype"),
         shape=_shape(document.get("shape", ())),
         chunk_shape=_shape(document.get("chunk", ())),
+        codec=document.get("codec"),
         write_shape=None if write is None else _shape(write),
         text=document.get("text"),
         prng_impl=document.get("prng"),
@@ -270,6 +282,8 @@ def _leaf_from_json(document: Mapping[str, Any], path: Any) -> LeafEntry:
     )
     if len(entry.chunk_shape) != len(entry.shape) or 0 in entry.chunk_shape:
         raise ValueError(f"leaf {entry.name!r} has chunks {entry.chunk_shape}")
+    if entry.codec is not None and entry.codec not in CODECS:
+        raise ValueError(f"leaf {entry.name!r} has the unknown codec {entry.codec!r}")
     return entry
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import zstandard
 
 from stowax._codecs._checksum import crc32c
 from stowax._codecs._ocdbt import (
@@ -55,8 +56,7 @@ def decode_database(
     Raises:
         CorruptCheckpointError: The bytes are damaged, or need more than `limit_bytes`.
         InvalidLayoutError: A form of the database that is not read here: a numbered
-            manifest, a later version of the format, or zstd nodes where the package
-            `zstandard` is not installed.
+            manifest, or a later version of the format.
     """
     allowance = _Allowance(limit_bytes)
     root = _decode_manifest(manifest, allowance)
@@ -260,13 +260,6 @@ def _open_envelope(
 
 
 def _decompress(body: _Body, frame: memoryview) -> bytes:
-    # Optional: only databases that others wrote have compressed nodes.
-    try:
-        import zstandard
-    except ImportError as error:
-        raise body.unread(
-            "is compressed with zstd; install the package 'zstandard' to read it"
-        ) from error
     # In pieces: the frame does not say how long it will be, and may be made to explode.
     out = io.BytesIO()
     try:

@@ -1,9 +1,10 @@
 """How one array is written in zarr version 3: its document, its keys, its chunks.
 
-A chunk is the C-order little-endian payload, followed by the CRC-32C of the payload in
-4 little-endian bytes: the codecs `bytes` and `crc32c`, nothing else.  An element of
-less than 8 bits takes one byte.  Chunks lie at `c/<i>/<j>...` beside the document
-`zarr.json`, which is, byte for byte, the one that TensorStore would write.
+A chunk is the C-order little-endian payload, compressed or not, followed by the CRC-32C
+of that in 4 little-endian bytes: the codecs `bytes`, perhaps one of `_compression`, and
+`crc32c`, nothing else.  An element of less than 8 bits takes one byte.  Chunks lie at
+`c/<i>/<j>...` beside the document `zarr.json`, which is, byte for byte, the one that
+TensorStore would write.
 
 Some dtypes that JAX has are unknown to TensorStore, which then refuses the whole tree.
 All of them take one byte, so to zarr they are `uint8`: their bit patterns.
@@ -17,6 +18,7 @@ import json
 import ml_dtypes
 import numpy as np
 
+from stowax._codecs._compression import CODECS
 from stowax.errors import UnsupportedLeafError
 
 __all__ = [
@@ -98,7 +100,10 @@ def dtype_from_name(name: str) -> np.dtype:
 # Many leaves of a model have the same form: from the cache a document costs 0.2 us.
 @functools.lru_cache(maxsize=4096)
 def array_document(
-    shape: tuple[int, ...], dtype_name: str, chunk_shape: tuple[int, ...]
+    shape: tuple[int, ...],
+    dtype_name: str,
+    chunk_shape: tuple[int, ...],
+    codec: str | None = None,
 ) -> bytes:
     """Returns the bytes of the `zarr.json` of an array.
 
@@ -107,6 +112,7 @@ def array_document(
         dtype_name: A name that `dtype_name` returns.
         chunk_shape: Shape of each chunk, as many axes as `shape`.  An empty axis counts
             as 1, which is what the format asks for.
+        codec: How chunks are compressed; None: not at all.
 
     Raises:
         UnsupportedLeafError: No installed library has that type.
@@ -120,13 +126,14 @@ def array_document(
     bytes_codec: dict[str, object] = {"name": "bytes"}
     if dtype.itemsize > 1:
         bytes_codec["configuration"] = {"endian": "little"}
+    compression = [] if codec is None else [CODECS[codec].document()]
     document = {
         "chunk_grid": {
             "configuration": {"chunk_shape": [max(1, size) for size in chunk_shape]},
             "name": "regular",
         },
         "chunk_key_encoding": {"name": "default"},
-        "codecs": [bytes_codec, {"name": "crc32c"}],
+        "codecs": [bytes_codec, *compression, {"name": "crc32c"}],
         "data_type": dtype_name,
         "fill_value": _fill_value(dtype),
         "node_type": "array",

@@ -136,6 +136,7 @@ def encode_documents(
     process_count: int,
     manifest_name: str | None,
     rich_types: bool = False,
+    array_metadata: bool = True,
 ) -> dict[str, bytes]:
     """Every document of a tree item, by path relative to the item's directory.
 
@@ -144,6 +145,7 @@ def encode_documents(
         process_count: Number of processes that wrote the item.
         manifest_name: File name of the integrity manifest, if there is one.
         rich_types: Whether `_METADATA` tells tuples and NamedTuples, too.
+        array_metadata: Whether `array_metadatas` is among them.
 
     Raises:
         KeyPathCollisionError: Two strings cannot both stand in `_strings.json`.
@@ -160,7 +162,7 @@ def encode_documents(
     }
     if strings:
         documents[STRINGS_DOCUMENT] = _encode_strings(strings)
-    if arrays:
+    if arrays and array_metadata:
         data = _encode_arrays(arrays)
         for index in range(process_count):
             documents[f"{ARRAYS_DIRECTORY}/process_{index}"] = data

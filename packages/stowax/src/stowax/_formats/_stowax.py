@@ -20,8 +20,9 @@ import numpy as np
 
 from stowax._box import grid_counts
 from stowax._codecs._checksum import seal, unseal
+from stowax._codecs._compression import CODECS
 from stowax._codecs._item_manifest import (
-    FORMAT_VERSION,
+    SEAL,
     ItemRoot,
     check_version,
     decode_digests,
@@ -62,8 +63,8 @@ def encode_seal(
     """The seal of a checkpoint; all names are relative to its root."""
     return seal(
         {
-            "format": "stowax-checkpoint",
-            "version": FORMAT_VERSION,
+            "format": SEAL,
+            "version": 1,
             "layout": layout,
             "documents": encode_digests(documents),
             "manifests": encode_digests(manifests),
@@ -89,7 +90,7 @@ class StowaxFormat:
         """Reads the seal and the metadata at the root."""
         if await store.stat(join(path, ROOT_SEAL)) is None:
             return OpenCheckpoint(path=path, items={"": path})
-        sealed = await _read_sealed(store, join(path, ROOT_SEAL), "stowax-checkpoint")
+        sealed = await _read_sealed(store, join(path, ROOT_SEAL), SEAL)
         try:
             documents = decode_digests(sealed["documents"])
             manifests = decode_digests(sealed["manifests"])
@@ -260,13 +261,15 @@ async def _check_items(store: Store, path: str, items: Mapping[str, str]) -> Non
 def _check_leaves(leaves: Sequence[LeafEntry], tables: Sequence[ChunkTable]) -> None:
     """Refuses leaves whose shape is not that of the chunks that are stored.
 
-    Memory is taken by the shape, so it must not say more than there is.
+    Memory is taken by the shape, so it must not say more than there is, or than could
+    have been compressed into what there is.
 
     Raises:
         CorruptCheckpointError: Names the leaf.
     """
     counts = np.zeros(len(leaves), np.int64)
-    expected_bytes = np.array([_chunk_bytes(leaf) for leaf in leaves], np.uint64)
+    bounds = [_stored_bytes(leaf) for leaf in leaves]
+    least, most = np.array(bounds, np.uint64).reshape(-1, 2).T
     for table in tables:
         if len(table) == 0:
             continue
@@ -275,14 +278,14 @@ def _check_leaves(leaves: Sequence[LeafEntry], tables: Sequence[ChunkTable]) -> 
                 f"a chunk table names leaf {last} of {len(leaves)}"
             )
         counts += np.bincount(table.leaf, minlength=len(leaves))
-        asked_bytes = expected_bytes[table.leaf]
-        wrong = (table.length_bytes != asked_bytes) & (asked_bytes > 0)
+        length, leaf = table.length_bytes, table.leaf
+        wrong = (length < least[leaf]) | (length > most[leaf])
         if wrong.any():
             row = int(wrong.argmax())
+            ends = sorted({int(least[leaf[row]]), int(most[leaf[row]])})
             raise CorruptCheckpointError(
-                f"a chunk of leaf {leaves[table.leaf[row]].name!r} has "
-                f"{table.length_bytes[row]} bytes; its shape and dtype ask for "
-                f"{asked_bytes[row]}"
+                f"a chunk of leaf {leaves[leaf[row]].name!r} has {length[row]} bytes; "
+                f"its shape and dtype ask for {' to '.join(map(str, ends))}"
             )
     for leaf, count in zip(leaves, counts.tolist(), strict=True):
         expected = 0
@@ -295,11 +298,16 @@ def _check_leaves(leaves: Sequence[LeafEntry], tables: Sequence[ChunkTable]) -> 
             )
 
 
-def _chunk_bytes(leaf: LeafEntry) -> int:
-    """The length of every chunk of a leaf; 0 if nothing can be said of it."""
+def _stored_bytes(leaf: LeafEntry) -> tuple[int, int]:
+    """The least and the most bytes that every chunk of a leaf takes."""
+    # No chunk is as long as the largest number that its length is stored in.
+    longest = 2**64 - 1
     try:
         dtype = dtype_from_name(leaf.dtype or "")
     except UnsupportedLeafError:  # Raised again for whoever asks for the leaf.
-        return 0
-    # No chunk is as long as the largest number that its length is stored in.
-    return min(math.prod(leaf.chunk_shape) * dtype.itemsize, 2**64 - 1)
+        return 0, longest
+    size_bytes = math.prod(leaf.chunk_shape) * dtype.itemsize
+    least = most = size_bytes
+    if leaf.codec is not None:
+        least, most = CODECS[leaf.codec].stored_bytes(size_bytes)
+    return min(least, longest), min(most, longest)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from stowax._context import Context, Settings, current_settings
+from stowax._context import (
+    Context,
+    SavingSettings,
+    Settings,
+    check_supported,
+    current_settings,
+)
 from stowax._formats import _detect
 from stowax._formats._base import TreeItem
 from stowax._formats._orbax_json import PYTREE_TYPESTR
@@ -22,6 +28,7 @@ from stowax._item_write import (
 from stowax._keypath import flatten
 from stowax._leaves import _registry as leaves
 from stowax._operation import Operation, OperationPath
+from stowax._plan._storage import choose_codec
 from stowax._stores._base import walk
 from stowax.errors import TreeError, UnsupportedLeafError, UnsupportedOptionError
 from stowax.tree import PLACEHOLDER
@@ -90,13 +97,21 @@ class PyTreeHandler(OwnHandler):
         operation, location = where.operation, where.location
         is_alone = where is not directory
         try:
+            saving = self._saving(operation)
             staged = stage_item(
-                checkpointable, operation.processes, borrow=operation.borrow
+                checkpointable,
+                operation.processes,
+                borrow=operation.borrow,
+                saving=saving,
+                codec=choose_codec(
+                    saving.use_compression, is_remote=operation.store.is_remote
+                ),
             )
         except Exception as error:  # Any failure: the others are about to wait for us.
             if is_alone:  # Inside another save, that one tells them.
                 await operation.submit(operation.agree("written", error))
             raise
+        _warn_narrowed("Context.array.saving", staged.narrowed)
         write = _write_alone if is_alone else write_part
         return operation.submit(write(staged, location, operation))
 
@@ -122,14 +137,7 @@ class PyTreeHandler(OwnHandler):
             partial=operation.settings.partial_load,
             processes=operation.processes,
         )
-        if planned.narrowed:
-            shown = "\n".join(f"  {line}" for line in planned.narrowed)
-            warnings.warn(
-                f"{location}: the dtypes asked for lose values of "
-                f"{len(planned.narrowed)} leaves:\n{shown}",
-                UserWarning,
-                stacklevel=2,
-            )
+        _warn_narrowed(location, planned.narrowed)
         reading = operation.submit(item.source.read(planned.requests))
 
         async def finish() -> Any:
@@ -178,6 +186,14 @@ class PyTreeHandler(OwnHandler):
         """
         _check_leaves(abstract_checkpointable, leaves.for_target)
 
+    def _saving(self, operation: Operation) -> SavingSettings:
+        """Its own options, if it was given any, also inside another operation."""
+        settings = operation.settings
+        if self._context is not None:
+            settings = self._context.settings()
+        check_supported(settings)
+        return settings.saving
+
     def _settings(self) -> Settings:
         if self._context is None:
             return current_settings()
@@ -220,6 +236,18 @@ def _check_leaves(tree: Any, find: Callable[[Any, str], Any]) -> None:
     if refused:
         lines = [f"  {error}" for error in refused]
         raise UnsupportedLeafError("\n".join([f"{len(lines)} leaves:", *lines]))
+
+
+def _warn_narrowed(where: str, lines: Sequence[str]) -> None:
+    """Gives one warning of all leaves that lose range or kind in a conversion."""
+    if lines:
+        shown = "\n".join(f"  {line}" for line in lines)
+        warnings.warn(
+            f"{where}: the dtypes asked for lose values of {len(lines)} leaves:\n"
+            f"{shown}",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 async def _open(operation: Operation, location: str) -> TreeItem:

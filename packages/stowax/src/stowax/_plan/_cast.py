@@ -1,4 +1,4 @@
-"""What a conversion between dtypes loses.
+"""Conversions between dtypes, and what they lose.
 
 Losing precision is what the caller asked for; losing *range* (values become infinite
 or wrap around) or *kind* (a fraction, a sign or an imaginary part is dropped) is worth
@@ -9,6 +9,27 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+
+
+def convert(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The values in another dtype; the array itself if it has that one.
+
+    Says nothing of values that the dtype does not hold: see `loss`.
+
+    Example:
+        >>> convert(np.array([1.5, -2.5]), np.dtype("int8"))
+        array([ 1, -2], dtype=int8)
+    """
+    if array.dtype == dtype:
+        return array
+    if array.dtype.kind == "c" and dtype.kind not in "cb":
+        array = np.real(array)  # NumPy would warn of it once more.
+    with np.errstate(all="ignore"):
+        if not np.can_cast(array.dtype, dtype, "unsafe"):
+            # ml_dtypes knows no way between some of its smallest types.
+            both_whole = _kind(array.dtype) == _kind(dtype) == "int"
+            array = array.astype(np.int8 if both_whole else np.float32)
+        return array.astype(dtype)
 
 
 def loss(stored: np.dtype, wanted: np.dtype) -> str | None:

@@ -4,6 +4,9 @@ Every process computes its own part of the answer from facts that all processes 
 shapes, and which process holds what.  A part held by several processes is written by
 the one that has the least to write so far (the lowest index among equals), so that
 replicas are shared out and no process has to ask.
+
+Where in its file a chunk begins is a rule, `place`, and no part of the plan: of a
+chunk that is compressed nobody knows the length beforehand.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from stowax._box import Box, chunks_in, grid_counts, ordinal_of
 from stowax._codecs._zarr import TRAILER_BYTES
@@ -32,9 +37,37 @@ class ArrayLayout:
 
     leaf: int
     shape: tuple[int, ...]
-    itemsize: int
+    dtype: np.dtype
+    """In which it is stored."""
     parts: tuple[tuple[Box, tuple[int, ...]], ...]
     """Boxes that cover the array without overlap, and the processes that hold each."""
+    codec: str | None = None
+    """How chunks are compressed."""
+    chunk_limit_bytes: int | None = None
+    """A chunk, uncompressed, must not be larger; None leaves it to the plan."""
+    shard_axes: tuple[int, ...] = ()
+    """Axes along which a chunk holds one element."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """Which of the processes that hold the same part may be chosen to write it."""
+
+    is_on: bool = True
+    """Whether any but the first may."""
+    from_bytes: int = 0
+    """The first one writes parts that are smaller."""
+    most: int | None = None
+    """How many are considered, the first ones; None: all."""
+
+    def candidates(self, holders: Sequence[int], size_bytes: int) -> Sequence[int]:
+        """The processes to choose from for a part of this size."""
+        if not self.is_on or size_bytes < self.from_bytes:
+            return holders[:1]
+        return holders if self.most is None else holders[: max(1, self.most)]
+
+
+_SHARED_OUT = Sharing()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +82,16 @@ class ChunkWrite:
     part: Box
     """The part, held by this process, that the chunk is cut from."""
     chunk_shape: tuple[int, ...]
-    offset_bytes: int
-    length_bytes: int
-    """Payload: a whole chunk, padded at the edge, as zarr's regular grid has it."""
+    """A whole chunk is stored, padded at the edge, as zarr's regular grid has it."""
+    dtype: np.dtype
+    """In which it is stored, whatever the part is in."""
+    codec: str | None = None
+    """How it is compressed."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Its length before it is compressed."""
+        return math.prod(self.chunk_shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +100,8 @@ class FilePlan:
 
     name: str
     chunks: tuple[ChunkWrite, ...]
-    size_bytes: int
+    size_bytes: int | None
+    """None if it will be known only when everything is compressed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,58 +114,135 @@ class WritePlan:
 
 
 def plan_write(
-    layouts: Sequence[ArrayLayout], *, process_index: int, data_directory: str
+    layouts: Sequence[ArrayLayout],
+    *,
+    process_index: int,
+    data_directory: str,
+    sharing: Sharing = _SHARED_OUT,
+    file_limit_bytes: int = 0,
 ) -> WritePlan:
-    """Decides chunks, owners, files and offsets.
+    """Decides chunks, owners and files.
 
     Args:
         layouts: Every array of the tree, in the same order in every process.
         process_index: The process whose files are wanted.
         data_directory: Where its data files lie, relative to the item.
+        sharing: Who may write what several processes hold.
+        file_limit_bytes: Beyond this no chunk is begun in a file; 0: no limit.
     """
     load_bytes: dict[int, int] = {}
     chunk_shapes: dict[int, tuple[int, ...]] = {}
-    mine: list[tuple[ArrayLayout, int, Box, Box, int]] = []
+    mine: list[ChunkWrite] = []
     for layout in layouts:
         boxes = [box for box, _ in layout.parts]
-        chunk_shape = choose_chunk_shape(layout.shape, boxes, layout.itemsize)
+        itemsize = layout.dtype.itemsize
+        chunk_shape = choose_chunk_shape(
+            layout.shape,
+            boxes,
+            itemsize,
+            limit_bytes=layout.chunk_limit_bytes,
+            shard_axes=layout.shard_axes,
+        )
         chunk_shapes[layout.leaf] = chunk_shape
         counts = grid_counts(layout.shape, chunk_shape)
-        length_bytes = math.prod(chunk_shape) * layout.itemsize
         for part, holders in layout.parts:
-            owner = min(holders, key=lambda p: (load_bytes.get(p, 0), p))
-            load_bytes[owner] = load_bytes.get(owner, 0) + part.size * layout.itemsize
+            part_bytes = part.size * itemsize
+            owner = min(
+                sharing.candidates(holders, part_bytes),
+                key=lambda p: (load_bytes.get(p, 0), p),
+            )
+            load_bytes[owner] = load_bytes.get(owner, 0) + part_bytes
             if owner != process_index:
                 continue
-            for grid_index, box in chunks_in(part, layout.shape, chunk_shape):
-                chunk = ordinal_of(grid_index, counts)
-                mine.append((layout, chunk, box, part, length_bytes))
-    files = _cut_into_files(mine, chunk_shapes, data_directory)
+            mine += [
+                ChunkWrite(
+                    leaf=layout.leaf,
+                    chunk=ordinal_of(grid_index, counts),
+                    box=box,
+                    part=part,
+                    chunk_shape=chunk_shape,
+                    dtype=layout.dtype,
+                    codec=layout.codec,
+                )
+                for grid_index, box in chunks_in(part, layout.shape, chunk_shape)
+            ]
+    files = _cut_into_files(mine, data_directory, file_limit_bytes)
     return WritePlan(chunk_shapes=chunk_shapes, files=tuple(files))
 
 
+def place(end_bytes: int, length_bytes: int) -> int:
+    """Where a chunk begins in its file, given where the one before it ends."""
+    # Whole pages keep direct and mapped reading open; a cache line is what JAX needs to
+    # adopt the memory of a small array without a copy.
+    step = _PAGE_BYTES if length_bytes >= _LARGE_CHUNK_BYTES else _LINE_BYTES
+    return -(-end_bytes // step) * step
+
+
 def choose_chunk_shape(
-    shape: tuple[int, ...], boxes: Sequence[Box], itemsize: int
+    shape: tuple[int, ...],
+    boxes: Sequence[Box],
+    itemsize: int,
+    *,
+    limit_bytes: int | None = None,
+    shard_axes: Sequence[int] = (),
 ) -> tuple[int, ...]:
-    """The extent of a chunk: a shard, split along leading axes while it is large.
+    """The extent of a chunk: a shard, split while it is large.
 
     Chunk borders never cross a shard's border, so one process owns a chunk.
+
+    Args:
+        shape: Shape of the array.
+        boxes: Its shards.
+        itemsize: Size of an element, in bytes.
+        limit_bytes: What the caller wants a chunk to stay within, whatever it takes;
+            the longest axes are split, those first that are split already.
+        shard_axes: Axes along which the caller wants a chunk to hold one element.
     """
     if not boxes or 0 in shape:
         return tuple(max(1, n) for n in shape)
-    chunk = [_common_extent(axis, n, boxes) for axis, n in enumerate(shape)]
+    shard = [_common_extent(axis, n, boxes) for axis, n in enumerate(shape)]
+    chunk = [1 if axis in shard_axes else n for axis, n in enumerate(shard)]
+    if limit_bytes is not None:
+        _split_longest(chunk, shard, shape, limit_bytes // itemsize)
+    # Our own limit is a wish: leading axes, so that a chunk stays one run of memory.
     for axis, n in enumerate(shape):
         size_bytes = math.prod(chunk) * itemsize
         if size_bytes <= CHUNK_LIMIT_BYTES:
             break
         row_bytes = size_bytes // chunk[axis]
         rows = max(1, CHUNK_LIMIT_BYTES // row_bytes)
-        if chunk[axis] == n:
-            # Nobody else's border lies on this axis: even pieces, the last one padded.
-            chunk[axis] = -(-n // -(-n // rows))
-        else:
-            chunk[axis] = _divisor(chunk[axis], rows)
+        best = _fitting(shard[axis], n, rows)
+        if best * 8 >= min(
+            chunk[axis], rows
+        ):  # Tiny pieces are worse than a large one.
+            chunk[axis] = best
     return tuple(chunk)
+
+
+def _split_longest(
+    chunk: list[int], shard: Sequence[int], shape: Sequence[int], limit: int
+) -> None:
+    """Makes a chunk hold at most so many elements, one axis after another.
+
+    The longest axis is halved, or less where that is enough; the first among equals,
+    and before all others those along which the array is split into shards.
+    """
+    while (size := math.prod(chunk)) > limit:
+        axes = [axis for axis, extent in enumerate(chunk) if extent > 1]
+        split = [axis for axis in axes if shard[axis] < shape[axis]]
+        axis = max(split or axes, key=lambda axis: chunk[axis])
+        enough = limit // (size // chunk[axis])
+        most = max(enough, chunk[axis] // 2)
+        chunk[axis] = _fitting(shard[axis], shape[axis], most)
+
+
+def _fitting(shard: int, n: int, most: int) -> int:
+    """The largest extent up to `most` of chunks, along an axis, that split a shard."""
+    if shard == n:
+        # Nobody's border lies on this axis: even pieces, the last one padded.
+        return -(-n // -(-n // most))
+    small = [d for d in range(1, math.isqrt(shard) + 1) if shard % d == 0]
+    return max(d for d in (*small, *(shard // d for d in small)) if d <= most)
 
 
 def _common_extent(axis: int, n: int, boxes: Iterable[Box]) -> int:
@@ -139,56 +257,41 @@ def _common_extent(axis: int, n: int, boxes: Iterable[Box]) -> int:
     return min(n, step)
 
 
-def _divisor(n: int, limit: int) -> int:
-    """The largest divisor of n up to the limit, unless that makes tiny pieces."""
-    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
-    best = max(d for d in (*small, *(n // d for d in small)) if d <= limit)
-    return best if best * 8 >= min(n, limit) else n
-
-
 def _cut_into_files(
-    mine: Sequence[tuple[ArrayLayout, int, Box, Box, int]],
-    chunk_shapes: dict[int, tuple[int, ...]],
-    data_directory: str,
-) -> Iterable[FilePlan]:
-    total_bytes = sum(length_bytes for *_, length_bytes in mine)
+    mine: Sequence[ChunkWrite], data_directory: str, limit_bytes: int
+) -> list[FilePlan]:
+    total_bytes = sum(chunk.size_bytes for chunk in mine)
+    # Beyond half of everything the second file begins, the only one that is planned.
     share_bytes = total_bytes if total_bytes < FILE_LIMIT_BYTES else total_bytes / 2
     files: list[FilePlan] = []
     chunks: list[ChunkWrite] = []
-    offset_bytes = written_bytes = 0
+    end_bytes = written_bytes = 0
+    is_second = False
 
     def close() -> None:
-        nonlocal chunks, offset_bytes
-        if chunks:
-            name = f"{data_directory}data-{len(files)}"
-            files.append(
-                FilePlan(name=name, chunks=tuple(chunks), size_bytes=offset_bytes)
-            )
-        chunks, offset_bytes = [], 0
-
-    for layout, chunk, box, part, length_bytes in mine:
-        if written_bytes >= share_bytes * (len(files) + 1) and len(files) == 0:
-            close()
-        # Whole pages keep direct and mapped reading open; a cache line is what JAX
-        # needs to adopt the memory of a small array without a copy.
-        large = length_bytes >= _LARGE_CHUNK_BYTES
-        offset_bytes = _round_up(offset_bytes, _PAGE_BYTES if large else _LINE_BYTES)
-        chunks.append(
-            ChunkWrite(
-                leaf=layout.leaf,
-                chunk=chunk,
-                box=box,
-                part=part,
-                chunk_shape=chunk_shapes[layout.leaf],
-                offset_bytes=offset_bytes,
-                length_bytes=length_bytes,
+        nonlocal chunks, end_bytes
+        if not chunks:
+            return
+        is_known = all(chunk.codec is None for chunk in chunks)
+        files.append(
+            FilePlan(
+                name=f"{data_directory}data-{len(files)}",
+                chunks=tuple(chunks),
+                size_bytes=end_bytes if is_known else None,
             )
         )
-        offset_bytes += length_bytes + TRAILER_BYTES
-        written_bytes += length_bytes
+        chunks, end_bytes = [], 0
+
+    for chunk in mine:
+        if written_bytes >= share_bytes and not is_second:
+            close()
+            is_second = True
+        begin_bytes = place(end_bytes, chunk.size_bytes)
+        if limit_bytes and begin_bytes + chunk.size_bytes > limit_bytes:
+            close()
+            begin_bytes = 0
+        chunks.append(chunk)
+        end_bytes = begin_bytes + chunk.size_bytes + TRAILER_BYTES
+        written_bytes += chunk.size_bytes
     close()
     return files
-
-
-def _round_up(n: int, step: int) -> int:
-    return -(-n // step) * step

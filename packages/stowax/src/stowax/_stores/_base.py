@@ -66,8 +66,19 @@ class Store(Protocol):
         """Whether `local_path` answers, so that plain file calls reach the bytes."""
         ...
 
-    async def make_directory(self, path: str) -> None:
-        """Makes a directory and its parents; fine when it exists."""
+    @property
+    def is_remote(self) -> bool:
+        """Whether bytes travel over a network, so that fewer of them are faster."""
+        ...
+
+    async def make_directory(self, path: str, *, mode: int | None = None) -> None:
+        """Makes a directory and its parents; fine when it exists.
+
+        Args:
+            path: Where.
+            mode: Permission bits of the directory itself, whatever the umask says; None
+                leaves them as usual. Without meaning where `has_directories` is false.
+        """
         ...
 
     async def write(

@@ -94,11 +94,15 @@ class LocalStore:
     def has_directories(self) -> bool:
         return True
 
+    @property
+    def is_remote(self) -> bool:
+        return False
+
     def local_path(self, path: str) -> pathlib.Path:
         return pathlib.Path(path)
 
-    async def make_directory(self, path: str) -> None:
-        await on_worker(self._make_directory, path)
+    async def make_directory(self, path: str, *, mode: int | None = None) -> None:
+        await on_worker(self._make_directory, path, mode)
 
     async def write(
         self, path: str, pieces: Iterable[Buffer], *, size_bytes: int | None = None
@@ -141,22 +145,24 @@ class LocalStore:
         self._forget_new_names_in(path)
         await on_worker(_delete, path)
 
-    def _make_directory(self, path: str) -> None:
+    def _make_directory(self, path: str, mode: int | None = None) -> None:
         try:
-            os.mkdir(path)
+            os.mkdir(path, 0o777 if mode is None else mode)
         except FileExistsError:
             if not os.path.isdir(path):
                 raise
-            return
         except FileNotFoundError:
             parent = posixpath.dirname(path)
             if parent in ("", path):
                 raise
             self._make_directory(parent)
-            self._make_directory(path)
+            self._make_directory(path, mode)
             return
-        with self._lock:
-            self._new_names_in.add(posixpath.dirname(path))
+        else:
+            with self._lock:
+                self._new_names_in.add(posixpath.dirname(path))
+        if mode is not None:
+            os.chmod(path, mode)  # The umask has taken its bits from the above.
 
     def _forget_new_names_in(self, path: str) -> None:
         with self._lock:

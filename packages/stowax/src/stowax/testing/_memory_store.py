@@ -49,6 +49,9 @@ class MemoryStore:
     One store may be shared by several runtimes, each with its own loop: that is how
     simulated processes see the same disk.
 
+    Args:
+        is_remote: Whether it says that its bytes travel over a network.
+
     Example:
         >>> import asyncio
         >>> from stowax.testing import MemoryStore
@@ -61,7 +64,8 @@ class MemoryStore:
         (Entry(name='note', is_directory=False, size_bytes=5),)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_remote: bool = False) -> None:
+        self._is_remote = is_remote
         # Guards the whole tree; held for the length of a dictionary operation.
         self._lock = threading.Lock()
         self._root = _Directory()
@@ -74,10 +78,15 @@ class MemoryStore:
     def has_directories(self) -> bool:
         return False
 
+    @property
+    def is_remote(self) -> bool:
+        return self._is_remote
+
     def local_path(self, path: str) -> None:
         return None
 
-    async def make_directory(self, path: str) -> None:
+    async def make_directory(self, path: str, *, mode: int | None = None) -> None:
+        del mode
         with self._lock:
             self._make_directory(path)
 
@@ -170,7 +179,7 @@ class MemoryStore:
 
     def durable_view(self) -> MemoryStore:
         """What would be left if the power were cut now: another store."""
-        view = MemoryStore()
+        view = MemoryStore(is_remote=self._is_remote)
         with self._lock:
             copy = _durable_copy(self._root)
         assert isinstance(copy, _Directory)

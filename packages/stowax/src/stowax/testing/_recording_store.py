@@ -70,12 +70,16 @@ class RecordingStore:
     def has_directories(self) -> bool:
         return self._store.has_directories
 
+    @property
+    def is_remote(self) -> bool:
+        return self._store.is_remote
+
     def local_path(self, path: str) -> pathlib.Path | None:
         return self._store.local_path(path)
 
-    async def make_directory(self, path: str) -> None:
+    async def make_directory(self, path: str, *, mode: int | None = None) -> None:
         with self._recording("make_directory", path):
-            await self._store.make_directory(path)
+            await self._store.make_directory(path, mode=mode)
 
     async def write(
         self, path: str, pieces: Iterable[Buffer], *, size_bytes: int | None = None
