@@ -4,6 +4,8 @@ The real `orbax.checkpoint` and `tensorstore` are the oracles, here also for the
 that a conversion gives.
 """
 
+import os
+import stat
 import warnings
 
 import jax
@@ -288,17 +290,50 @@ def test_keys_keep_their_dtype(tmp_path):
     """A storage dtype spares PRNG keys: Orbax loads ours, but not its own."""
     saved = {"key": jax.random.key(3), "w": jnp.ones(3, jnp.float32)}
     save(tmp_path / "ours", saved, storage_options=StorageOptions(dtype=jnp.bfloat16))
+    save_theirs(tmp_path / "theirs", saved, {"dtype": jnp.bfloat16})
 
     expected = {"key": saved["key"], "w": saved["w"].astype(jnp.bfloat16)}
     assert differences(expected, v1.load(tmp_path / "ours")) == []
     assert differences(expected, stowax.load(tmp_path / "ours")) == []
+    with pytest.raises(TypeError, match="PRNG key data"):
+        v1.load(tmp_path / "theirs")
 
 
-def test_permission_mode_is_theirs(tmp_path):
-    """The same directories get the same bits."""
+def test_chunks_of_lengths_without_divisors(tmp_path):
+    """Where Orbax falls to single elements, ours are near the limit; it reads them."""
+    saved = {"w": jnp.arange(1009, dtype=jnp.float32)}
+    save(tmp_path / "ours", saved, storage_options=StorageOptions(chunk_byte_size=400))
+    save_theirs(tmp_path / "theirs", saved, {"chunk_byte_size": 400})
+
+    shown = {
+        name: v1.metadata(tmp_path / name).metadata["w"].storage_metadata.chunk_shape
+        for name in ("ours", "theirs")
+    }
+    assert shown == {"ours": (92,), "theirs": (1,)}
+    assert differences(saved, v1.load(tmp_path / "ours")) == []
+
+
+def test_replicas_write_whole_shards(tmp_path):
+    """Orbax cuts a shard among its replicas; ours is written whole, by one process."""
+    array = jax.device_put(np.zeros((16, 4)), NamedSharding(mesh(8), P()))
+    save(tmp_path / "ours", {"w": array})
+    save_theirs(tmp_path / "theirs", {"w": array}, use_replica_parallel=True)
+
+    shown = {
+        name: v1.metadata(tmp_path / name).metadata["w"].storage_metadata.chunk_shape
+        for name in ("ours", "theirs")
+    }
+    assert shown == {"ours": (16, 4), "theirs": (2, 4)}
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o777])
+def test_permission_mode_is_theirs(tmp_path, mode):
+    """The same directories get the same bits; ours also those that the umask takes."""
     contexts = {"ours": stowax.Context(), "theirs": v1.Context()}
     for context in contexts.values():
-        context.file.path_permission_mode = 0o700
+        context.file.path_permission_mode = mode
+    umask = os.umask(0o022)
+    os.umask(umask)
 
     with contexts["ours"]:
         stowax.save(tmp_path / "ours", {"w": jnp.ones(3)})
@@ -308,4 +343,5 @@ def test_permission_mode_is_theirs(tmp_path):
 
     for name in ("", "state", "_CHECKPOINT_METADATA", "state/_METADATA"):
         ours, theirs = ((tmp_path / n / name).stat().st_mode for n in contexts)
-        assert ours == theirs, name
+        assert (ours & ~umask if name == "" else ours) == theirs, name
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == mode

@@ -13,7 +13,7 @@ import pytest
 from stowax import options
 from stowax._context import (
     Context,
-    SavingSettings,
+    SaveSettings,
     Settings,
     StorageSettings,
     UnsupportedOptionError,
@@ -396,7 +396,7 @@ def test_each_option_of_saving_reaches_the_settings(option, value, field, read):
     """An option of how arrays are saved arrives, and nothing else changes."""
     context = _with(f"array.saving.{option}", value)
 
-    saving = dataclasses.replace(SavingSettings(), **{field: read})
+    saving = dataclasses.replace(SaveSettings(), **{field: read})
     assert context.settings() == dataclasses.replace(Settings(), saving=saving)
 
 

@@ -71,7 +71,7 @@ class StorageSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SavingSettings:
+class SaveSettings:
     """What a save needs to know about the writing of arrays."""
 
     storage: StorageSettings = StorageSettings()
@@ -139,7 +139,7 @@ class Settings:
     barrier_prefix: str = ""
     """Prefix of every barrier name."""
 
-    saving: SavingSettings = SavingSettings()
+    saving: SaveSettings = SaveSettings()
     """How arrays are written."""
 
     permission_mode: int | None = None
@@ -538,9 +538,9 @@ def storage_settings(
     )
 
 
-def _saving(options: ArrayOptions.Saving) -> SavingSettings:
+def _saving(options: ArrayOptions.Saving) -> SaveSettings:
     share = options.use_replica_parallel
-    return SavingSettings(
+    return SaveSettings(
         storage=storage_settings(options.storage_options),
         storage_of_leaf=options.scoped_storage_options_creator,
         use_compression=options.use_compression,

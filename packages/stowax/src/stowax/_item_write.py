@@ -30,7 +30,7 @@ from stowax._codecs._item_manifest import (
 from stowax._codecs._ocdbt import Reference
 from stowax._codecs._ocdbt_write import encode_database
 from stowax._codecs._zarr import TRAILER_BYTES, array_document, chunk_key, dtype_name
-from stowax._context import SavingSettings
+from stowax._context import SaveSettings
 from stowax._engine import write_chunks
 from stowax._formats import _orbax_json
 from stowax._formats._stowax import MANIFEST, PART_PREFIX, PROCESS_PREFIX
@@ -55,7 +55,7 @@ from stowax._tasks import run_all
 from stowax._transfer import to_host
 from stowax.errors import ProcessesError, TreeError
 
-_AS_USUAL = SavingSettings()
+_AS_USUAL = SaveSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ def stage_item(
     processes: Processes,
     *,
     borrow: bool,
-    saving: SavingSettings = _AS_USUAL,
+    saving: SaveSettings = _AS_USUAL,
     codec: str | None = None,
 ) -> StagedItem:
     """Checks, names, plans and brings to the host what this process writes of a tree.

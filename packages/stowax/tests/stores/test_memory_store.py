@@ -89,3 +89,10 @@ def test_several_loops_share_one_store():
     assert [_content(store, f"/runs/{index}/file") for index in range(8)] == [
         b"%d" % index for index in range(8)
     ]
+
+
+def test_may_say_that_it_is_remote():
+    """It says of itself what it was told to; so does what a power cut leaves."""
+    assert not MemoryStore().is_remote
+    assert MemoryStore(is_remote=True).is_remote
+    assert MemoryStore(is_remote=True).durable_view().is_remote

@@ -95,3 +95,9 @@ def test_a_sync_before_the_last_change_is_a_fault():
         f"{DRAFT} was not synced before {FINAL} was published",
         f"/runs was not synced after {FINAL} was published",
     ]
+
+
+def test_is_as_remote_as_the_other():
+    """It passes on what the other store says of itself."""
+    assert RecordingStore(MemoryStore(is_remote=True)).is_remote
+    assert not RecordingStore(MemoryStore()).is_remote

@@ -8,7 +8,7 @@ from typing import Any
 
 from stowax._context import (
     Context,
-    SavingSettings,
+    SaveSettings,
     Settings,
     check_supported,
     current_settings,
@@ -186,7 +186,7 @@ class PyTreeHandler(OwnHandler):
         """
         _check_leaves(abstract_checkpointable, leaves.for_target)
 
-    def _saving(self, operation: Operation) -> SavingSettings:
+    def _saving(self, operation: Operation) -> SaveSettings:
         """Its own options, if it was given any, also inside another operation."""
         settings = operation.settings
         if self._context is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stowax._codecs._zarr import dtype_name
-from stowax._context import SavingSettings, StorageSettings, storage_settings
+from stowax._context import SaveSettings, StorageSettings, storage_settings
 from stowax._keypath import FlatTree, at_leaf, jax_key_path
 from stowax._leaves._base import Description
 from stowax._plan._cast import loss
@@ -43,7 +43,7 @@ class LeafStorage:
 
 
 def plan_storage(
-    flat: FlatTree, described: Sequence[Description], saving: SavingSettings
+    flat: FlatTree, described: Sequence[Description], saving: SaveSettings
 ) -> list[LeafStorage | None]:
     """Decides how every leaf is stored; None for one without an array.
 
@@ -114,7 +114,7 @@ def narrowed(
     )
 
 
-def _asked_of(flat: FlatTree, position: int, saving: SavingSettings) -> StorageSettings:
+def _asked_of(flat: FlatTree, position: int, saving: SaveSettings) -> StorageSettings:
     """What is asked of one leaf: by its own options, then by those of all."""
     assert saving.storage_of_leaf is not None
     key_path = jax_key_path(flat.paths[position])

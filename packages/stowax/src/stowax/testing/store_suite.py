@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import posixpath
+import stat
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -391,6 +392,35 @@ class StoreSuite:
         local = store.local_path(path)
         assert (local is not None) == store.has_directories
         assert local is None or local.read_bytes() == b"abc"
+
+    def test_says_what_it_is(self, store: Store) -> None:
+        """What callers decide by does not change from call to call."""
+        facts = [
+            (s.is_remote, s.has_directories, s.description) for s in (store, store)
+        ]
+        assert facts[0] == facts[1]
+        assert isinstance(store.is_remote, bool)
+
+    @pytest.mark.parametrize("mode", [0o700, 0o755, 0o770])
+    def test_mode_of_a_directory(self, store: Store, root: str, mode: int) -> None:
+        """A directory gets the bits that are asked for, its parents and files do not.
+
+        In a store without such bits it is a directory like any other.
+        """
+        path = f"{root}/parent/directory"
+        asyncio.run(store.make_directory(path, mode=mode))
+        asyncio.run(store.write(f"{path}/file", [b"abc"]))
+        assert _tree(store, root) == {f"{path}/file": b"abc"}
+        local = store.local_path(path)
+        if local is not None:
+            usual = local.parent.parent / "usual"
+            usual.mkdir()
+            assert stat.S_IMODE(local.stat().st_mode) == mode
+            assert local.parent.stat().st_mode == usual.stat().st_mode
+            # One that exists is changed, too; None leaves it alone.
+            asyncio.run(store.make_directory(path, mode=0o711))
+            asyncio.run(store.make_directory(path))
+            assert stat.S_IMODE(local.stat().st_mode) == 0o711
 
 
 def _draft(root: str) -> str:
