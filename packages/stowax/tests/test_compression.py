@@ -62,20 +62,20 @@ def codecs(store, path):
 
 
 @pytest.mark.parametrize(
-    ("store", "use_compression", "expected"),
+    ("place", "use_compression", "expected"),
     [
-        (None, None, None),
-        (None, False, None),
-        (None, True, "zstd"),
-        (MemoryStore(), None, None),
-        (MemoryStore(is_remote=True), None, "zstd"),
-        (MemoryStore(is_remote=True), False, None),
-        (MemoryStore(is_remote=True), True, "zstd"),
+        ("disk", None, None),
+        ("disk", False, None),
+        ("disk", True, "zstd"),
+        ("memory", None, None),
+        ("remote", None, "zstd"),
+        ("remote", False, None),
+        ("remote", True, "zstd"),
     ],
-    ids=str,
 )
-def test_what_is_compressed(tmp_path, store, use_compression, expected):
+def test_what_is_compressed(tmp_path, place, use_compression, expected):
     """Left to us, chunks are compressed on remote stores; else as the caller says."""
+    store = None if place == "disk" else MemoryStore(is_remote=place == "remote")
     path = f"{tmp_path}/checkpoint"
     state = {"w": np.zeros(1000), "n": 1, "s": "text"}
 
