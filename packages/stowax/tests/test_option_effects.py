@@ -68,7 +68,10 @@ ONE_READS_FOR_ITSELF = "every process reads what it needs itself"
 NO_SAFETENSORS = "no such file is read yet: that layout is refused"
 
 PROOFS = {
-    "pytree.saving.pytree_metadata_options.support_rich_types": Refused(True),
+    "pytree.saving.pytree_metadata_options.support_rich_types": Effect(
+        "formats/test_orbax_rich.py::test_orbax_finds_the_types",
+        "formats/test_orbax_rich.py::test_types_that_orbax_wrote_are_found",
+    ),
     "pytree.loading.partial_load": Effect("test_load.py::TestPart::test_partial_load"),
     "array.saving.storage_options.dtype": Effect(
         "test_storage_options.py::test_dtype_of_arrays_and_numbers",
@@ -169,7 +172,7 @@ PROOFS = {
     ),
     "file.store": Effect("test_option_effects.py::test_bytes_go_to_the_store"),
     "checkpointables.registry": Effect(
-        "test_handlers.py::TestRegistry::test_minimal_registry"
+        "handlers/test_registry.py::TestOnesOwnRegistry::test_round_trip"
     ),
     "checkpointables.handlers": Effect("test_handlers.py::TestJson::test_by_name"),
     "pathways.checkpointing_impl": Refused(object()),
