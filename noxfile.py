@@ -16,7 +16,9 @@ nox.options.reuse_venv = "yes"
 # `matrix` runs on the interpreters that are there and says which were not.
 nox.options.error_on_missing_interpreters = False
 
-PACKAGES = ["stowax[proto]", "stowax-flax", "stowax-optax", "stowax-grain"]
+PACKAGES = ["stowax", "stowax-flax", "stowax-optax", "stowax-grain"]
+# Optional parts of a package that its tests and its type check need.
+EXTRAS = {"stowax": "[proto]"}
 PEER = "orbax-checkpoint"
 TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "matplotlib"]
 PYTHONS = ["3.11", "3.12", "3.13"]
@@ -146,4 +148,5 @@ def _constraints(session: nox.Session) -> str:
 
 def _editable() -> list[str]:
     """The four packages, so that an edit needs no new install."""
-    return [part for package in PACKAGES for part in ("-e", f"./packages/{package}")]
+    sources = (f"./packages/{name}{EXTRAS.get(name, '')}" for name in PACKAGES)
+    return [part for source in sources for part in ("-e", source)]
