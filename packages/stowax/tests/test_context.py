@@ -13,6 +13,7 @@ import pytest
 from stowax import options
 from stowax._context import (
     Context,
+    LoadSettings,
     SaveSettings,
     Settings,
     StorageSettings,
@@ -355,7 +356,6 @@ def test_settings_are_values():
     ("option", "value", "field"),
     [
         ("integrity.verify", False, "verify"),
-        ("pytree.loading.partial_load", True, "partial_load"),
         ("asynchronous.timeout_secs", 3, "timeout_secs"),
         (
             "asynchronous.post_finalization_callback",
@@ -377,6 +377,29 @@ def test_each_option_reaches_the_settings(option, value, field):
     context = _with(option, value)
 
     assert context.settings() == dataclasses.replace(Settings(), **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "field", "read"),
+    [
+        ("pytree.loading.partial_load", True, "partial", True),
+        ("pytree.loading.rename", {"a": "b"}, "rename", (("a", "b"),)),
+        ("pytree.loading.container_types", [int], "container_types", (int,)),
+        ("array.loading.enable_padding_and_truncation", True, "pads", True),
+        ("array.loading.raise_array_data_missing_error", False, "fills_missing", True),
+        ("array.loading.casting", "safe", "casting", "safe"),
+        ("array.loading.as_numpy", True, "as_numpy", True),
+        ("array.loading.mesh", "mesh", "mesh", "mesh"),
+    ],
+)
+def test_each_option_of_loading_reaches_the_settings(option, value, field, read):
+    """An option of how trees are loaded arrives, and nothing else changes."""
+    loading = dataclasses.replace(LoadSettings(), **{field: read})
+
+    found = _with(option, value).settings()
+
+    assert found == dataclasses.replace(Settings(), loading=loading)
+    assert hash(found) is not None
 
 
 @pytest.mark.parametrize(
@@ -429,8 +452,7 @@ REFUSED_BY_SAVES = [
     ("memory.serialization_status_callback", object()),
 ]
 REFUSED_BY_ALL = [
-    ("array.loading.enable_padding_and_truncation", True),
-    ("array.loading.raise_array_data_missing_error", False),
+    ("array.loading.casting", "unsave"),
     ("checkpoint_layout", "safetensors"),
     ("multiprocessing.primary_host", 1),
     ("multiprocessing.primary_host", None),

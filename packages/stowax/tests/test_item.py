@@ -10,7 +10,7 @@ import pytest
 from sample_trees import bits, differences, shardings
 
 from stowax._box import whole
-from stowax._context import Context
+from stowax._context import Context, LoadSettings
 from stowax._formats._detect import open_tree
 from stowax._item_read import metadata_tree, plan_load
 from stowax._item_write import complete_items, stage_item, told_parts, write_part
@@ -41,11 +41,11 @@ def saved(tree):
     return current, current.runtime.run(there())
 
 
-def plan(item, target, *, has_target=True, partial=False):
-    """Plans a load."""
+def plan(item, target, *, has_target=True):
+    """Plans a load, and takes the memory for it."""
     return plan_load(
-        item, target, has_target=has_target, partial=partial, processes=ONE
-    )
+        item, target, has_target=has_target, loading=LoadSettings(), processes=ONE
+    ).begin()
 
 
 def test_an_item_is_complete_by_itself():
@@ -185,7 +185,7 @@ def test_metadata_tree():
     """The tree of what is stored, without values."""
     _, item = saved({"a": bits("int8", (2,)), "b": [1, "text", None]})
 
-    found = metadata_tree(item)
+    found = metadata_tree(item, LoadSettings())
 
     assert found["a"].shape == (2,)
     assert found["b"] == [0, "string", None]

@@ -25,6 +25,7 @@ LAYERS = {
     "tree": 0,
     # facts
     "_box": 1,
+    "_caller": 1,
     "_context": 1,
     "_custom_metadata": 1,
     "_keypath": 1,
@@ -54,7 +55,10 @@ LAYERS = {
     "_formats": 5,
     "_leaves": 5,
     # one item
+    "_item_leaf": 6,
     "_item_read": 6,
+    "_item_target": 6,
+    "_item_types": 6,
     "_item_write": 6,
     "_operation": 6,
     "_verify": 6,
@@ -66,6 +70,9 @@ LAYERS = {
     "_deprecated": 9,
     "_inspect": 8,
     "_load": 8,
+    "_load_leaf": 8,
+    "_named_tree": 8,
+    "_preview": 8,
     "_save": 8,
     # faces
     "adapters": 9,

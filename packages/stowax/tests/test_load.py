@@ -72,27 +72,34 @@ class TestMismatch:
         [
             (
                 {"host": np.zeros((2, 3), np.int32)},
-                ["host: asked for array int32[2, 3], stored is int32[3]"],
+                ["host: asked int32[2, 3], stored int32[3]; another number of axes"],
             ),
-            ({"extra": 1}, ["extra: asked, not stored"]),
-            ({"host": "text"}, ["host: asked for a string, stored is int32[3]"]),
-            ({"name": np.zeros(3)}, ["name: asked for array float64[3], stored is a"]),
-            ({"name": int}, ["name: asked for scalar int64[], stored is a string"]),
-            ({"step": str}, ["step: asked for a string, stored is int64[]"]),
+            (
+                {"host": np.zeros(4, np.int32)},
+                ["host: asked int32[4], stored int32[3]"],
+            ),
+            ({"extra": 1}, ["extra: asked int, not stored"]),
+            ({"host": "text"}, ["host: asked string, stored int32[3]"]),
+            ({"name": np.zeros(3)}, ["name: asked float64[3], stored string"]),
+            ({"name": int}, ["name: asked int, stored string"]),
+            ({"step": str}, ["step: asked string, stored int"]),
             (
                 {"key": jax.random.key(0, impl="rbg")},
-                ["key: asked for PRNG keys 'rbg', stored is PRNG keys 'threefry2x32'"],
+                ["key: asked key<rbg>[], stored key<fry>[]"],
             ),
-            ({"key": np.zeros(2, np.uint32)}, ["key: asked for array uint32[2]"]),
+            (
+                {"key": np.zeros(2, np.uint32)},
+                ["key: asked uint32[2], stored key<fry>[]"],
+            ),
             (
                 {"host": jax.random.key(0)},
-                ["host: asked for PRNG keys 'threefry2x32', stored is int32[3]"],
+                ["host: asked key<fry>[], stored int32[3]"],
             ),
             (
                 {"layer": {"kernel": 1, "bias": {"deep": 1}}},
                 [
-                    "layer.bias.deep: asked, not stored",
-                    "layer.bias: stored, not asked for",
+                    "layer.bias.deep: asked int, not stored",
+                    "layer.bias: stored float, not asked for",
                 ],
             ),
         ],
@@ -116,8 +123,8 @@ class TestMismatch:
             stowax.load(saved, asked)
 
         assert caught.value.problems == (
-            "host: stored, not asked for",
-            "layer.kernel: stored, not asked for",
+            "host: stored int32[3], not asked for",
+            "layer.kernel: stored float32[4, 6], not asked for",
         )
 
     def test_all_at_once(self, saved):
@@ -133,7 +140,7 @@ class TestMismatch:
 
     def test_near_name(self, saved):
         """A misspelt leaf comes with the stored one that was probably meant."""
-        with pytest.raises(TreeMismatchError, match=r"stored is 'layer\.kernel'"):
+        with pytest.raises(TreeMismatchError, match=r"near it is 'layer\.kernel'"):
             stowax.load(saved, target(layer={"kernal": 1, "bias": 1.0}))
 
     def test_long_lists_are_cut(self, place):
@@ -150,7 +157,9 @@ class TestMismatch:
         sharding = NamedSharding(mesh(8), P("x"))
         asked = jax.ShapeDtypeStruct((4, 6), np.float32, sharding=sharding)
 
-        with pytest.raises(TreeMismatchError, match=r"kernel: .*cannot be placed"):
+        with pytest.raises(
+            TreeMismatchError, match=r"kernel: .*float32.*cannot be placed"
+        ):
             stowax.load(saved, target(layer={"kernel": asked, "bias": 1.0}))
 
     def test_leaf_that_asks_for_nothing(self, saved):
@@ -160,7 +169,9 @@ class TestMismatch:
 
     def test_root_that_does_not_fit(self, saved):
         """A leaf where a tree is stored, and the other way round, is a mismatch."""
-        with pytest.raises(TreeMismatchError, match="<root>: asked, not stored"):
+        with pytest.raises(
+            TreeMismatchError, match=r"<root>: +asked float64\[3\], not stored"
+        ):
             stowax.load(saved, np.zeros(3))
 
     def test_nothing_is_changed(self, tmp_path):
@@ -449,7 +460,7 @@ class TestPart:
         options = PyTreeOptions(loading=PyTreeOptions.Loading(partial_load=True))
         with place.context(pytree=options):
             loaded = stowax.load(saved, {"step": int, "layer": {"bias": float}})
-            with pytest.raises(TreeMismatchError, match="extra: asked, not stored"):
+            with pytest.raises(TreeMismatchError, match="extra: asked int, not stored"):
                 stowax.load(saved, {"step": int, "extra": int})
 
         assert loaded == {"step": 3, "layer": {"bias": 1.5}}

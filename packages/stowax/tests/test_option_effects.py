@@ -72,7 +72,18 @@ PROOFS = {
         "formats/test_orbax_rich.py::test_orbax_finds_the_types",
         "formats/test_orbax_rich.py::test_types_that_orbax_wrote_are_found",
     ),
-    "pytree.loading.partial_load": Effect("test_load.py::TestPart::test_partial_load"),
+    "pytree.loading.partial_load": Effect(
+        "test_load_abstract.py::TestPartial::test_what_is_left_out",
+        "interop/test_loading.py::test_partial_load",
+    ),
+    "pytree.loading.rename": Effect(
+        "test_load_rename.py::TestWithAnAbstractState::test_prefix",
+        "test_load_rename.py::TestWithout::test_exactly_what_the_rules_map",
+    ),
+    "pytree.loading.container_types": Effect(
+        "test_container_types.py::test_plain_unless_allowed",
+        "test_container_types.py::test_what_is_no_such_class",
+    ),
     "array.saving.storage_options.dtype": Effect(
         "test_storage_options.py::test_dtype_of_arrays_and_numbers",
         "test_storage_options.py::test_nonsense_is_refused_by_name",
@@ -131,8 +142,23 @@ PROOFS = {
         ),
         Refused(object()),
     ),
-    "array.loading.enable_padding_and_truncation": Refused(True),
-    "array.loading.raise_array_data_missing_error": Refused(False),
+    "array.loading.enable_padding_and_truncation": Effect(
+        "test_load_shape.py::test_padded_and_cut",
+        "interop/test_loading.py::test_padding_and_cutting",
+    ),
+    "array.loading.raise_array_data_missing_error": Effect(
+        "interop/test_loading.py::test_missing_chunks",
+        "interop/test_loading.py::test_a_chunk_of_ours_is_never_missed",
+    ),
+    "array.loading.casting": (
+        Effect("test_load_cast.py::test_safe"),
+        Refused("same_kind"),
+    ),
+    "array.loading.as_numpy": Effect(
+        "test_load_numpy.py::test_abstract_states",
+        "test_load_numpy.py::test_no_backend",
+    ),
+    "array.loading.mesh": Effect("test_load_abstract.py::TestAbstractMesh::test_given"),
     "array.loading.use_load_and_broadcast": Hint(True, ONE_READS_FOR_ITSELF),
     "array.loading.load_and_broadcast_options.replica_axis_index": Hint(
         1, ONE_READS_FOR_ITSELF

@@ -19,6 +19,11 @@ OURS = {
     "PyTreeMetadataOptions",  # the peer keeps it elsewhere
     "FileOptions.store",
     "CheckpointablesOptions.handlers",
+    "PyTreeOptions.Loading.rename",
+    "PyTreeOptions.Loading.container_types",
+    "ArrayOptions.Loading.casting",
+    "ArrayOptions.Loading.as_numpy",
+    "ArrayOptions.Loading.mesh",
 }
 
 

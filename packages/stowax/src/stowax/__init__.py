@@ -8,6 +8,7 @@ background; from one process or many; onto any mesh.  The names are those of Orb
     save_checkpointables(_async),
     load_checkpointables(_async)                 several parts, one atomic checkpoint
     metadata, checkpointables_metadata           what is stored, without loading it
+    preview_load, load_leaf                      what a load would do; one leaf alone
     Context, options                             how all of these behave
     training.Checkpointer                        the steps of a training run
     handlers, adapters, arrays, tree, path, multihost, errors
@@ -40,7 +41,11 @@ from stowax._load import load as load
 from stowax._load import load_async as load_async
 from stowax._load import load_checkpointables as load_checkpointables
 from stowax._load import load_checkpointables_async as load_checkpointables_async
+from stowax._load_leaf import load_leaf as load_leaf
 from stowax._metadata import CheckpointMetadata as CheckpointMetadata
+from stowax._plan._preview import LeafPreview as LeafPreview
+from stowax._plan._preview import LoadPreview as LoadPreview
+from stowax._preview import preview_load as preview_load
 from stowax._public import claim as _claim
 from stowax._response import AsyncResponse as AsyncResponse
 from stowax._save import save as save
@@ -59,6 +64,8 @@ __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
     "Checkpointable",
     "CheckpointableHandler",
     "Context",
+    "LeafPreview",
+    "LoadPreview",
     "OpaqueCheckpointable",
     "PLACEHOLDER",
     "PyTreeMetadata",
@@ -75,12 +82,14 @@ __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
     "load_async",
     "load_checkpointables",
     "load_checkpointables_async",
+    "load_leaf",
     "load_pytree",
     "load_pytree_async",
     "metadata",
     "multihost",
     "options",
     "path",
+    "preview_load",
     "pytree_metadata",
     "save",
     "save_async",

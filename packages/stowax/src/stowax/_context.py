@@ -13,10 +13,21 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar, final, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    Self,
+    TypeVar,
+    cast,
+    final,
+    overload,
+)
 
 from etils import epath
 
+from stowax._caller import mesh_in_scope
 from stowax._group import OptionGroup, assign, duplicate, hold, release
 from stowax.errors import UnsupportedOptionError
 from stowax.options import (
@@ -37,6 +48,9 @@ from stowax.options import (
     SafetensorsOptions,
 )
 
+if TYPE_CHECKING:
+    import jax
+
 __all__ = ["Context"]
 
 GroupT = TypeVar("GroupT", bound=OptionGroup)
@@ -54,6 +68,39 @@ class Refusal:
 
     saving_only: bool
     """Whether loading is the same for every value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSettings:
+    """How trees are read.
+
+    A handler that was made with a Context reads by that one, also inside an operation
+    under way; all other settings are those of the operation.
+    """
+
+    partial: bool = False
+    """Whether the abstract state may leave out parts of the stored tree."""
+
+    rename: tuple[tuple[str, str], ...] = ()
+    """Rules from names in the result to stored names."""
+
+    container_types: tuple[type, ...] = ()
+    """Classes that stored containers may be made of."""
+
+    casting: str = "unsafe"
+    """Whether a conversion that loses range or kind is a warning or an error (safe)."""
+
+    pads: bool = False
+    """Whether arrays of another shape are padded and cut."""
+
+    fills_missing: bool = False
+    """Whether missing chunks of foreign checkpoints are zeros."""
+
+    as_numpy: bool = False
+    """Whether arrays come back as NumPy unless asked for with a sharding."""
+
+    mesh: jax.sharding.Mesh | None = None
+    """What shardings over an abstract mesh are resolved against."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +156,8 @@ class Settings:
     verify: bool = True
     """Whether loaded bytes are compared with their checksums."""
 
-    partial_load: bool = False
-    """Whether the abstract state may leave out parts of the stored tree."""
+    loading: LoadSettings = LoadSettings()
+    """How trees are read."""
 
     rich_types: bool = False
     """Whether tuples and NamedTuples are told apart in the documents of Orbax, too."""
@@ -429,7 +476,7 @@ class Context(OptionGroup):
         """Reads all options, as values that later assignments cannot change."""
         return Settings(
             verify=self.integrity.verify,
-            partial_load=self.pytree.loading.partial_load,
+            loading=_load_settings(self),
             rich_types=self.pytree.saving.pytree_metadata_options.support_rich_types,
             timeout_secs=self.asynchronous.timeout_secs,
             post_finalization_callback=self.asynchronous.post_finalization_callback,
@@ -505,14 +552,7 @@ _LIMITS: Final = (
     ),
     _Limit(option="memory.serialization_status_callback"),
     _Limit(
-        option="array.loading.enable_padding_and_truncation",
-        accepted=(False,),
-        saving_only=False,
-    ),
-    _Limit(
-        option="array.loading.raise_array_data_missing_error",
-        accepted=(True,),
-        saving_only=False,
+        option="array.loading.casting", accepted=("unsafe", "safe"), saving_only=False
     ),
     _Limit(
         option="checkpoint_layout",
@@ -523,6 +563,21 @@ _LIMITS: Final = (
     _Limit(option="multiprocessing.active_processes", saving_only=False),
     _Limit(option="pathways.checkpointing_impl", saving_only=False),
 )
+
+
+def _load_settings(context: Context) -> LoadSettings:
+    trees, arrays = context.pytree.loading, context.array.loading
+    mesh = mesh_in_scope() if arrays.mesh is None else arrays.mesh
+    return LoadSettings(
+        partial=trees.partial_load,
+        rename=tuple((trees.rename or {}).items()),
+        container_types=tuple(trees.container_types),
+        casting=arrays.casting,
+        pads=arrays.enable_padding_and_truncation,
+        fills_missing=not arrays.raise_array_data_missing_error,
+        as_numpy=arrays.as_numpy,
+        mesh=cast("jax.sharding.Mesh | None", mesh),
+    )
 
 
 def storage_settings(

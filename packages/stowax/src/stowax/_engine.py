@@ -20,12 +20,13 @@ from typing import NamedTuple
 import numpy as np
 
 from stowax._box import Box, chunks_in, grid_counts, ordinal_of
-from stowax._codecs._checksum import RunningChecksum, verify_blocks
+from stowax._codecs._checksum import BLOCK_BYTES, RunningChecksum, verify_blocks
 from stowax._codecs._compression import CODECS
 from stowax._codecs._item_manifest import build_table
 from stowax._codecs._zarr import TRAILER_BYTES, dtype_from_name, encode_trailer
 from stowax._formats._base import ReadRequest
 from stowax._manifest import ChunkTable, LeafEntry, Manifest
+from stowax._plan._blocks import needed_blocks
 from stowax._plan._cast import convert
 from stowax._plan._write import ChunkWrite, FilePlan, WritePlan, place
 from stowax._runtime import on_worker
@@ -292,14 +293,21 @@ class ChunkSource:
             self._take(path, chunk, payload)
 
     async def _read_one(self, path: str, chunk: _ChunkRead) -> None:
-        direct = None if chunk.entry.codec is not None else _direct_memory(chunk)
-        if direct is not None:
-            await self._fill(path, [chunk], direct)
-            await on_worker(self._check, path, chunk, direct)
+        if chunk.entry.codec is not None:
+            payload = allocate((chunk.length_bytes,), np.dtype(np.uint8))
+            await self._fill(path, [chunk], payload)
+            await on_worker(self._take, path, chunk, payload)
             return
-        payload = allocate((chunk.length_bytes,), np.dtype(np.uint8))
-        await self._fill(path, [chunk], payload)
-        await on_worker(self._take, path, chunk, payload)
+        direct = _direct_memory(chunk)
+        memory = allocate((chunk.length_bytes,), np.dtype(np.uint8))
+        payload = memory if direct is None else direct
+        for begin, end in _needed_bytes(chunk):
+            part = payload[begin:end]
+            await self._fill(path, [chunk], part, skipped_bytes=begin)
+            first_block = begin // BLOCK_BYTES
+            await on_worker(self._check, path, chunk, part, first_block=first_block)
+        if direct is None:
+            await on_worker(_copy_out, chunk, payload)
 
     def _take(self, path: str, chunk: _ChunkRead, payload: np.ndarray) -> None:
         """Verifies a payload, and brings its elements to where they are wanted."""
@@ -329,10 +337,15 @@ class ChunkSource:
             ) from error
 
     async def _fill(
-        self, path: str, chunks: Sequence[_ChunkRead], memory: np.ndarray
+        self,
+        path: str,
+        chunks: Sequence[_ChunkRead],
+        memory: np.ndarray,
+        *,
+        skipped_bytes: int = 0,
     ) -> None:
         """Reads chunks that follow each other, and says what is lost if it cannot."""
-        offset_bytes = chunks[0].offset_bytes
+        offset_bytes = chunks[0].offset_bytes + skipped_bytes
         try:
             await self._store.read_into(path, offset_bytes, memory.data)
         except (FileNotFoundError, CorruptCheckpointError) as error:
@@ -342,10 +355,12 @@ class ChunkSource:
                 f"{path} is missing or cut short; it holds leaf {shown}: {error}"
             ) from error
 
-    def _check(self, path: str, chunk: _ChunkRead, payload: np.ndarray) -> None:
+    def _check(
+        self, path: str, chunk: _ChunkRead, payload: np.ndarray, *, first_block: int = 0
+    ) -> None:
         if not self._verify:
             return
-        bad = verify_blocks(payload.data, chunk.sums)
+        bad = verify_blocks(payload.data, chunk.sums, first_block=first_block)
         if bad is not None:
             raise CorruptCheckpointError(
                 f"{path}: bytes {chunk.offset_bytes} to "
@@ -388,6 +403,24 @@ def _direct_memory(chunk: _ChunkRead) -> np.ndarray | None:
     if not view.flags.c_contiguous:
         return None
     return view.reshape(-1).view(np.uint8)
+
+
+def _needed_bytes(chunk: _ChunkRead) -> Iterator[tuple[int, int]]:
+    """Begin and end of every run of whole blocks that holds something wanted."""
+    if chunk.length_bytes <= BLOCK_BYTES:
+        yield 0, chunk.length_bytes
+        return
+    origin = chunk.box.start
+    boxes = [
+        Box(
+            tuple(a - o for a, o in zip(common.start, origin, strict=True)),
+            tuple(b - o for b, o in zip(common.stop, origin, strict=True)),
+        )
+        for _, common in chunk.uses
+    ]
+    itemsize = dtype_from_name(chunk.entry.dtype or "").itemsize
+    for run in needed_blocks(boxes, chunk.entry.chunk_shape, itemsize, BLOCK_BYTES):
+        yield run.start * BLOCK_BYTES, min(run.stop * BLOCK_BYTES, chunk.length_bytes)
 
 
 def _copy_out(chunk: _ChunkRead, payload: np.ndarray) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
 from stowax._context import Settings, current_settings
 from stowax._formats._base import OpenCheckpoint
 from stowax._formats._detect import open_checkpoint
 from stowax._handlers._base import OwnHandler
-from stowax._handlers._pytree import PyTreeHandler
 from stowax._handlers._registry import Handlers
+from stowax._item_read import metadata_tree
+from stowax._item_types import shown_types
 from stowax._load import (
     AUTO,
     describe,
@@ -19,14 +20,13 @@ from stowax._load import (
     item_kinds,
     noting,
     open_for_reading,
-    tree_name,
 )
 from stowax._metadata import CheckpointMetadata
+from stowax._named_tree import NamedTree, read_tree
 from stowax._operation import (
     Operation,
     OperationPath,
     absolute,
-    in_place,
     runtime_of,
     store_of,
 )
@@ -50,6 +50,7 @@ def metadata(
         `.metadata` is the tree: for every stored array an abstract one with `shape`,
         `dtype`, `sharding` (not of NumPy arrays) and `storage_metadata`, for numbers 0,
         0.0, False or 0j, for strings "string". It can be given to `load`.
+        `.container_types` says what its containers were.
 
     Raises:
         CheckpointNotFoundError: Nothing is at the path.
@@ -70,17 +71,15 @@ def metadata(
     """
     location, settings = absolute(path), current_settings()
 
+    async def describe(tree: NamedTree) -> CheckpointMetadata[Any]:
+        found = metadata_tree(tree.item, settings.loading)
+        types = shown_types(tree.item.manifest.root)
+        if tree.checkpoint is None:
+            return CheckpointMetadata(location, metadata=found, container_types=types)
+        return _described(tree.checkpoint, found, types)
+
     async def read() -> CheckpointMetadata[Any]:
-        if checkpointable_name is None:
-            operation = in_place(location, settings)
-            tree = await PyTreeHandler().metadata(OperationPath(operation, location))
-            return CheckpointMetadata(location, metadata=tree)
-        checkpoint, operation = await open_for_reading(location, settings)
-        kinds = await item_kinds(operation, checkpoint)
-        name = tree_name(checkpoint, kinds, checkpointable_name)
-        directory = OperationPath(operation, checkpoint.items[name])
-        tree = await PyTreeHandler().metadata(directory)
-        return _described(checkpoint, tree)
+        return await read_tree(location, settings, checkpointable_name, describe)
 
     return _look(read, settings, location)
 
@@ -172,11 +171,14 @@ async def _await(value: Awaitable[Any] | Any) -> Any:
     return await value if isinstance(value, Awaitable) else value
 
 
-def _described(checkpoint: OpenCheckpoint, found: Any) -> CheckpointMetadata[Any]:
+def _described(
+    checkpoint: OpenCheckpoint, found: Any, types: Mapping[str, str] | None = None
+) -> CheckpointMetadata[Any]:
     return CheckpointMetadata(
         checkpoint.path,
         metadata=found,
         init_timestamp_nsecs=checkpoint.init_timestamp_nsecs,
         commit_timestamp_nsecs=checkpoint.commit_timestamp_nsecs,
         custom_metadata=dict(checkpoint.custom_metadata),
+        container_types=types,
     )

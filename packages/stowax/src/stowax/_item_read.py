@@ -6,27 +6,99 @@ and meshes; between them the item's source fills the requests on the engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from stowax._codecs._zarr import dtype_from_name
+from stowax._context import LoadSettings
 from stowax._formats._base import ReadRequest, TreeItem
-from stowax._keypath import at_leaf, flatten, leaf_name, unflatten
-from stowax._leaves import _registry as leaves
-from stowax._leaves._base import LeafHandler, Wanted
+from stowax._formats._detect import open_tree
+from stowax._item_leaf import ANYTHING, LeafFit, plan_leaf
+from stowax._item_target import asked_form, metadata_leaf, stored_form
+from stowax._item_types import by_name, misfits
+from stowax._keypath import Node, flatten, unflatten
 from stowax._manifest import LeafEntry
-from stowax._plan._cast import convert, loss
-from stowax._plan._match import check, match_paths
+from stowax._operation import Operation
+from stowax._plan._match import HINT_COUNT, match_paths, near_name
+from stowax._plan._preview import LeafPreview, LoadPreview
+from stowax._plan._rename import Rules
+from stowax._plan._select import select, show_unused
 from stowax._processes import Processes
-from stowax._transfer import allocate
 from stowax.tree import PLACEHOLDER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedLoad:
+class LoadPlan:
+    """What a load would do; nothing has been taken or read for it."""
+
+    path: str
+    root: Node
+    leaves: tuple[LeafFit | LeafPreview, ...]
+    """In the order of the root; the second kind is not loaded."""
+    others: Sequence[LeafPreview]
+    """Stored leaves that the result has no place for."""
+    problems: Sequence[str]
+    """Those that are no leaf's own."""
+    processes: Processes
+    types: dict[str, type]
+    """Classes of which stored containers are made, by their recorded names."""
+
+    def preview(self) -> LoadPreview:
+        """The same in words."""
+        rows = [
+            leaf if isinstance(leaf, LeafPreview) else leaf.row()
+            for leaf in self.leaves
+        ]
+        return LoadPreview(self.path, [*rows, *self.others], self.problems)
+
+    def begin(self) -> BegunLoad:
+        """Takes the memory that is to be filled.
+
+        Raises:
+            TreeMismatchError: Lists every leaf that does not fit.
+        """
+        if not self._is_good():
+            self.preview().check()
+        begun = [
+            leaf.plan.begin() if isinstance(leaf, LeafFit) and leaf.plan else None
+            for leaf in self.leaves
+        ]
+
+        def finish() -> Any:
+            values = [
+                PLACEHOLDER if leaf is None else leaf.place(self.processes)
+                for leaf in begun
+            ]
+            return unflatten(self.root, values, self.types)
+
+        return BegunLoad(
+            requests=tuple(
+                r for leaf in begun if leaf is not None for r in leaf.requests
+            ),
+            finish=finish,
+            narrowed=tuple(
+                f"{leaf.name or '<root>'}: {leaf.note}"
+                for leaf in self.leaves
+                if isinstance(leaf, LeafFit) and leaf.note
+            ),
+        )
+
+    def _is_good(self) -> bool:
+        """Whether there is no problem, without the cost of saying so in words."""
+        return (
+            not self.problems
+            and all(row.outcome != "mismatch" for row in self.others)
+            and all(
+                leaf.outcome != "mismatch"
+                if isinstance(leaf, LeafPreview)
+                else leaf.plan is not None
+                for leaf in self.leaves
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BegunLoad:
     """A load of which only the reading and placing are left."""
 
     requests: tuple[ReadRequest, ...]
@@ -37,142 +109,174 @@ class PlannedLoad:
     """Leaves that lose range or kind in a conversion that the target asked for."""
 
 
+async def open_item(
+    operation: Operation, location: str, loading: LoadSettings
+) -> TreeItem:
+    """Opens a tree item, whoever wrote it; for the engine's loop."""
+    return await open_tree(
+        operation.store,
+        location,
+        operation.digests,
+        verify=operation.settings.verify,
+        rich_types=operation.settings.rich_types,
+        fills_missing=loading.fills_missing,
+    )
+
+
 def plan_load(
     item: TreeItem,
     target: Any,
     *,
     has_target: bool,
-    partial: bool,
+    loading: LoadSettings,
     processes: Processes,
-) -> PlannedLoad:
-    """Matches a target with what is stored and decides what to read.
+) -> LoadPlan:
+    """Matches a target with what is stored, and says what would be done.
 
     Args:
         item: The open item.
         target: The abstract state, if there is one.
         has_target: Whether there is one; None is an abstract state too.
-        partial: Whether the target may leave out stored leaves.
+        loading: The settings.
         processes: Says which parts this process needs.
 
     Raises:
-        TreeMismatchError: Lists every leaf that does not fit.
+        RenameError: The rules of the settings cannot be followed.
+        UnsupportedLeafError: A leaf asks for nothing that a checkpoint can hold.
+        UnsupportedOptionError: A class of the settings can make no container.
     """
-    entries = item.manifest.leaves
+    rules, types = Rules(loading.rename), by_name(loading.container_types)
     if has_target:
-        flat = flatten(target)
-        skipped = [leaf is PLACEHOLDER for leaf in flat.leaves]
-        found = match_paths(
-            flat, entries, where=item.path, skipped=skipped, partial=partial
-        )
-        targets, root = flat.leaves, flat.root
+        asked = _asked(item.manifest.leaves, target, rules, loading)
     else:
-        targets = tuple(leaves.default_target(entry) for entry in entries)
-        found, root = tuple(range(len(entries))), item.manifest.root
-    placers: list[_Placer | None] = []
-    problems: list[str] = []
-    for wanted, position in zip(targets, found, strict=True):
-        if position < 0:
-            placers.append(None)
-            continue
-        entry = entries[position]
-        placer, problem = _plan_leaf(position, entry, wanted, processes)
-        placers.append(placer)
-        if problem is not None:
-            problems.append(f"{leaf_name(entry.path) or '<root>'}: {problem}")
-    check(problems, where=item.path, count=len(targets))
-    return PlannedLoad(
-        requests=tuple(r for p in placers if p is not None for r in p.requests),
-        finish=lambda: unflatten(
-            root, [PLACEHOLDER if p is None else p.place(processes) for p in placers]
-        ),
-        narrowed=tuple(
-            f"{p.entry.name}: {reason}"
-            for p in placers
-            if p is not None and (reason := p.loss()) is not None
-        ),
+        asked = _stored(item, rules)
+    leaves = [
+        leaf.row
+        or plan_leaf(
+            leaf.position,
+            item.manifest.leaves[leaf.position],
+            leaf.target,
+            name=leaf.name,
+            loading=loading,
+            processes=processes,
+        )
+        for leaf in asked.leaves
+    ]
+    return LoadPlan(
+        path=item.path,
+        root=asked.root,
+        leaves=tuple(leaves),
+        others=asked.others,
+        problems=[*asked.problems, *misfits(asked.root, types)],
+        processes=processes,
+        types=types,
     )
 
 
-def metadata_tree(item: TreeItem) -> Any:
+def metadata_tree(item: TreeItem, loading: LoadSettings) -> Any:
     """The tree of what `metadata()` shows for every leaf."""
-    shown = [leaves.metadata(entry) for entry in item.manifest.leaves]
-    return unflatten(item.manifest.root, shown)
+    shown = [metadata_leaf(entry, loading) for entry in item.manifest.leaves]
+    root, types = item.manifest.root, by_name(loading.container_types)
+    return unflatten(root, shown, None if misfits(root, types) else types)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Placer:
-    """One leaf on its way from the store to its place in the result."""
+class _Leaf:
+    """One leaf of the result, and the stored one that it is to be made of."""
 
-    entry: LeafEntry
-    target: Any
-    handler: LeafHandler
-    wanted: Wanted
-    requests: tuple[ReadRequest, ...]
-
-    def place(self, processes: Processes) -> Any:
-        with at_leaf(self.entry.name):
-            parts = {r.box: self._converted(r.out) for r in self.requests}
-            return self.handler.place(self.target, self.entry, parts, processes)
-
-    def loss(self) -> str | None:
-        if self.wanted.dtype is None or self.entry.dtype is None:
-            return None
-        return loss(dtype_from_name(self.entry.dtype), self.wanted.dtype)
-
-    def _converted(self, part: np.ndarray) -> np.ndarray:
-        dtype = self.wanted.dtype
-        if dtype is None or dtype == part.dtype:
-            return part
-        # The caller asked for this dtype, and is told which leaves it does not hold.
-        converted = allocate(part.shape, dtype)
-        converted[...] = convert(part, dtype)
-        return converted
+    name: str
+    position: int = -1
+    target: Any = ANYTHING
+    row: LeafPreview | None = None
+    """What there is to say of a leaf that is not loaded."""
 
 
-def _plan_leaf(
-    position: int, entry: LeafEntry, target: Any, processes: Processes
-) -> tuple[_Placer | None, str | None]:
-    """How to load one leaf, or why it does not fit."""
-    handler = leaves.for_target(target, entry.name)
-    try:
-        wanted = handler.want(target, entry, processes)
-    except ValueError as error:
-        # JAX refuses a sharding that does not divide the shape; that is a mismatch.
-        return None, f"its target cannot be placed: {error}"
-    problem = _mismatch(entry, wanted)
-    if problem is not None:
-        return None, problem
-    dtype = None if entry.dtype is None else dtype_from_name(entry.dtype)
-    requests = tuple(
-        ReadRequest(leaf=position, box=box, out=allocate(box.shape, dtype))
-        for box in wanted.boxes
-        if dtype is not None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AskedTree:
+    root: Node
+    leaves: Sequence[_Leaf]
+    others: Sequence[LeafPreview] = ()
+    """Stored leaves that the result has no place for."""
+    problems: Sequence[str] = ()
+
+
+def _stored(item: TreeItem, rules: Rules) -> _AskedTree:
+    """All that is stored, or exactly what the rules map."""
+    entries = item.manifest.leaves
+    if not rules:
+        leaves = [_Leaf(name=entry.name, position=i) for i, entry in enumerate(entries)]
+        return _AskedTree(root=item.manifest.root, leaves=leaves)
+    selection = select(rules, item.manifest.root)
+    chosen = set(selection.positions)
+    return _AskedTree(
+        root=selection.root,
+        leaves=[
+            _Leaf(name=name, position=position)
+            for name, position in zip(selection.names, selection.positions, strict=True)
+        ],
+        others=[
+            LeafPreview(
+                target=None,
+                stored=entry.name,
+                stored_form=stored_form(entry),
+                outcome="not loaded",
+            )
+            for i, entry in enumerate(entries)
+            if i not in chosen
+        ],
+        problems=[*show_unused(rules, selection.unused_rules), *selection.problems],
     )
-    placer = _Placer(
-        entry=entry, target=target, handler=handler, wanted=wanted, requests=requests
+
+
+def _asked(
+    entries: Sequence[LeafEntry], target: Any, rules: Rules, loading: LoadSettings
+) -> _AskedTree:
+    """The abstract state, with the stored leaf for each of its leaves."""
+    flat = flatten(target)
+    skipped = [leaf is PLACEHOLDER for leaf in flat.leaves]
+    match = match_paths(flat, entries, skipped=skipped, rules=rules)
+    unused = [entries[i].name for i in match.unused]
+    leaves: list[_Leaf] = []
+    hint_count = 0
+    for name, looked_up, position, leaf in zip(
+        flat.names, match.looked_up, match.positions, flat.leaves, strict=True
+    ):
+        row = None
+        if leaf is PLACEHOLDER:
+            row = LeafPreview(target=name, stored=None, outcome="not loaded")
+        elif position < 0:
+            near = near_name(looked_up, unused) if hint_count < HINT_COUNT else None
+            hint_count += 1
+            row = _missing(name, looked_up, leaf, near)
+        leaves.append(_Leaf(name=name, position=position, target=leaf, row=row))
+    others = [_unasked(entries[i], loading) for i in match.unused]
+    problems = show_unused(rules, match.unused_rules)
+    return _AskedTree(root=flat.root, leaves=leaves, others=others, problems=problems)
+
+
+def _missing(name: str, looked_up: str, target: Any, near: str | None) -> LeafPreview:
+    notes = []
+    if looked_up != name:
+        notes.append(f"looked for as {looked_up!r}")
+    if near is not None:
+        notes.append(f"near it is {near!r}")
+    return LeafPreview(
+        target=name,
+        stored=None,
+        asked_form=asked_form(target),
+        outcome="mismatch",
+        note=", ".join(notes),
+        cause="name",
+        near=near,
     )
-    return placer, None
 
 
-def _mismatch(entry: LeafEntry, wanted: Wanted) -> str | None:
-    stored = "a string" if entry.dtype is None else f"{entry.dtype}{list(entry.shape)}"
-    if entry.prng_impl is not None:
-        stored = f"PRNG keys {entry.prng_impl!r} of shape {list(entry.shape[:-1])}"
-    if (entry.kind == "string") != (wanted.kind == "string"):
-        return f"asked for {_shown(wanted)}, stored is {stored}"
-    if entry.prng_impl != wanted.prng_impl:
-        return f"asked for {_shown(wanted)}, stored is {stored}"
-    if wanted.shape is not None and wanted.shape != entry.shape:
-        if entry.prng_impl is not None:
-            return f"asked for shape {list(wanted.shape[:-1])}, stored is {stored}"
-        return f"asked for {_shown(wanted)}, stored is {stored}"
-    return None
-
-
-def _shown(wanted: Wanted) -> str:
-    if wanted.prng_impl is not None:
-        return f"PRNG keys {wanted.prng_impl!r}"
-    if wanted.shape is None:
-        return f"a {wanted.kind}"
-    dtype = "" if wanted.dtype is None else wanted.dtype
-    return f"{wanted.kind} {dtype}{list(wanted.shape)}"
+def _unasked(entry: LeafEntry, loading: LoadSettings) -> LeafPreview:
+    """A stored leaf that the abstract state has no place for."""
+    return LeafPreview(
+        target=None,
+        stored=entry.name,
+        stored_form=stored_form(entry),
+        outcome="not loaded" if loading.partial else "mismatch",
+        cause="" if loading.partial else "extra",
+    )

@@ -128,20 +128,32 @@ def flatten(tree: Any) -> FlatTree:
     return FlatTree(root, tuple(paths), names, tuple(leaves))
 
 
-def unflatten(node: Node, values: Sequence[Any]) -> Any:
+def unflatten(
+    node: Node, values: Sequence[Any], types: Mapping[str, type] | None = None
+) -> Any:
     """Puts a tree together again.
 
     A skeleton made by `flatten` gives exactly the containers it came from.  One that
     was read from a file gives plain ones: dicts, lists and tuples; a container of any
     other type becomes the dict or list of its children, and None when it has none.
+
+    Args:
+        node: The skeleton.
+        values: The leaves, in its order.
+        types: Classes, by the name that a skeleton has for them, of which containers
+            that were read from a file are made; see `type_name`.
     """
     if node.kind == "leaf":
         return values[node.leaf]
     if node.kind == "none":
         return None
-    children = [unflatten(child, values) for child in node.children]
+    children = [unflatten(child, values, types) for child in node.children]
     if node.build is not None:
         return node.build(children)
+    if types and node.type_name is not None and node.type_name in types:
+        return types[node.type_name](
+            **{key.text: c for key, c in zip(node.keys, children, strict=True)}
+        )
     if node.kind == "list":
         return children
     if node.kind == "tuple":
@@ -162,6 +174,14 @@ def walk(node: Node, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Node]]:
         return
     for key, child in zip(node.keys, node.children, strict=True):
         yield from walk(child, (*path, key))
+
+
+def container_types(node: Node, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Node]]:
+    """Every container that is no plain dict, list or tuple, with its path."""
+    if node.type_name is not None:
+        yield path, node
+    for key, child in zip(node.keys, node.children, strict=True):
+        yield from container_types(child, (*path, key))
 
 
 def array_prefix(name: str) -> str:
@@ -327,7 +347,7 @@ def _open(value: Any) -> _Opened | None:
         )  # fmt: skip
     if isinstance(value, tuple) and hasattr(cls, "_fields"):
         keys = tuple(Key("field", name) for name in cls._fields)
-        return "namedtuple", _type_name(cls), keys, value, lambda c: cls(*c)
+        return "namedtuple", type_name(cls), keys, value, lambda c: cls(*c)
     # One level only: every child counts as a leaf here.
     children, treedef = jax.tree_util.tree_flatten_with_path(
         value, is_leaf=lambda child: child is not value
@@ -336,7 +356,7 @@ def _open(value: Any) -> _Opened | None:
         return None
     keys = tuple(_key_of_jax(path[0]) for path, _ in children)
     values = [child for _, child in children]
-    return "custom", _type_name(cls), keys, values, treedef.unflatten
+    return "custom", type_name(cls), keys, values, treedef.unflatten
 
 
 def _dict_builder(order: Sequence[Any]) -> Callable[[Sequence[Any]], Any]:
@@ -394,5 +414,6 @@ def _key_from_json(document: Any) -> Key:
     raise ValueError(f"{document!r} is no key")
 
 
-def _type_name(cls: type) -> str:
+def type_name(cls: type) -> str:
+    """What a skeleton calls a class: `module:qualified name`."""
     return f"{cls.__module__}:{cls.__qualname__}"

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from etils import epath
 
+from stowax._caller import on_behalf
 from stowax._context import Settings, check_supported, current_settings
 from stowax._digest import digest_file, read_pieces
 from stowax._formats._base import ItemKind, OpenCheckpoint
@@ -86,8 +87,10 @@ def load(
         abstract_state: What to load: a tree with a leaf for every stored one:
             `jax.ShapeDtypeStruct` or any array (with a sharding: loaded onto it), a
             NumPy array, a number or its type, `str`, or `PLACEHOLDER` to leave it out;
-            the result has exactly its containers. Also the result of `metadata()`.
-            None: all, as it was saved, in plain containers.
+            the types `jax.Array` and `numpy.ndarray` for one as it is stored, None for
+            None; the result has exactly its containers. Also the result of
+            `metadata()`. None: all, as it was saved, in plain containers; with
+            `PyTreeOptions.Loading.rename`, what its rules map.
         checkpointable_name: Which tree; `"AUTO"`: the only one, or "state"; None: the
             path itself is the directory of a tree.
 
@@ -127,7 +130,8 @@ def load_async(
 ) -> AsyncResponse[Any]:
     """Loads a state in the background; see `load`.
 
-    JAX settings that belong to a thread, such as a default device, do not reach it.
+    JAX settings that belong to a thread, such as a default device, do not reach it; the
+    mesh of `jax.set_mesh` does.
     """
     return _start_load(path, abstract_state, checkpointable_name).later()
 
@@ -182,9 +186,9 @@ class _Load:
         return self.runtime.drive(self.work)
 
     def later(self) -> AsyncResponse[Any]:
-        return respond(
-            self.runtime, self.runtime.start_guest(self.work), what=self.what
-        )
+        with on_behalf():
+            future = self.runtime.start_guest(self.work)
+        return respond(self.runtime, future, what=self.what)
 
 
 def _start_load(path: Any, target: Any, name: str | None) -> _Load:
@@ -196,7 +200,7 @@ def _start_load(path: Any, target: Any, name: str | None) -> _Load:
     async def work() -> Any:
         if name is None:
             return await (await PyTreeHandler().load(location, target))
-        return await _unless_replaced(location, settings, load_tree)
+        return await unless_replaced(location, settings, load_tree)
 
     async def load_tree(checkpoint: OpenCheckpoint, operation: Operation) -> Any:
         assert name is not None
@@ -222,7 +226,7 @@ def _start_load_checkpointables(path: Any, targets: Any) -> _Load:
         )
 
     async def work() -> dict[str, Any]:
-        return await _unless_replaced(location, settings, load_all)
+        return await unless_replaced(location, settings, load_all)
 
     return _Load(in_time(work, settings, what), runtime, what)
 
@@ -253,7 +257,7 @@ async def in_time(
         ) from error
 
 
-async def _unless_replaced(
+async def unless_replaced(
     location: str,
     settings: Settings,
     read: Callable[[OpenCheckpoint, Operation], Coroutine[Any, Any, T]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 from etils import epath
@@ -20,6 +21,8 @@ class CheckpointMetadata(Generic[MetadataT]):
         init_timestamp_nsecs: When the save began, in ns since the epoch.
         commit_timestamp_nsecs: When it was complete, in ns since the epoch.
         custom_metadata: What the user gave to `save`.
+        container_types: Of one tree: the recorded type of every container that is no
+            plain dict, list or tuple, by the name of its path.
     """
 
     def __init__(
@@ -30,12 +33,14 @@ class CheckpointMetadata(Generic[MetadataT]):
         init_timestamp_nsecs: int | None = None,
         commit_timestamp_nsecs: int | None = None,
         custom_metadata: Any = None,
+        container_types: Mapping[str, str] | None = None,
     ) -> None:
         self._path = epath.Path(path)
         self._metadata = metadata
         self._init_timestamp_nsecs = init_timestamp_nsecs
         self._commit_timestamp_nsecs = commit_timestamp_nsecs
         self._custom_metadata = custom_metadata
+        self._container_types = dict(container_types or {})
 
     @property
     def path(self) -> epath.Path:
@@ -71,6 +76,15 @@ class CheckpointMetadata(Generic[MetadataT]):
     def custom_metadata(self) -> Any:
         """What the user gave to `save`."""
         return self._custom_metadata
+
+    @property
+    def container_types(self) -> Mapping[str, str]:
+        """What the containers of the tree were, `module:qualified name` by path.
+
+        Of those alone that are no plain dict, list or tuple; ``""`` is the root. Empty
+        where nobody recorded it. See `PyTreeOptions.Loading.container_types`.
+        """
+        return self._container_types
 
     def __repr__(self) -> str:
         return (

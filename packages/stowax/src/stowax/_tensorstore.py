@@ -70,6 +70,7 @@ class TensorStoreSource:
         use_ocdbt: bool,
         use_zarr3: bool,
         stores_fill_value: bool,
+        fills_missing: bool = False,
     ) -> None:
         """Opens nothing yet.
 
@@ -80,12 +81,13 @@ class TensorStoreSource:
             use_zarr3: They are zarr3, and not zarr2.
             stores_fill_value: Every chunk was written.  Otherwise a chunk of zarr3
                 that is missing was full of zeros (zarr2 never left one out).
+            fills_missing: A chunk that is missing is zeros in any case.
         """
         self._directory = directory
         self._leaves = tuple(leaves)
         self._use_ocdbt = use_ocdbt
         self._version: ZarrVersion = 3 if use_zarr3 else 2
-        self._fills_missing = use_zarr3 and not stores_fill_value
+        self._fills_missing = fills_missing or (use_zarr3 and not stores_fill_value)
         # A context of its own: nothing that was cached for another item, or for an
         # older checkpoint at the same path, is ever seen.
         self._context = ts.Context(

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.layout import Format, Layout
 
 from stowax._box import Box
 
@@ -51,6 +53,8 @@ def to_devices(
     boxes: Mapping[jax.Device, Box],
     parts: Mapping[Box, np.ndarray],
     dtype: np.dtype,
+    *,
+    layout: Layout | None = None,
 ) -> jax.Array:
     """Makes a global array of the parts that the devices of this process hold.
 
@@ -60,11 +64,14 @@ def to_devices(
         boxes: Part of every device of this process.
         parts: Host memory of every such part; it may be adopted by a device.
         dtype: That of an array of which this process holds no part.
+        layout: In which order the elements of a part lie; None leaves it to JAX.
     """
     kind = sharding.memory_kind
-    places = [
+    places: list[Any] = [
         jax.sharding.SingleDeviceSharding(device, memory_kind=kind) for device in boxes
     ]
+    if layout is not None:
+        places = [Format(layout, place) for place in places]
     arrays = jax.device_put([parts[box] for box in boxes.values()], places)
     return jax.make_array_from_single_device_arrays(
         shape, sharding, arrays, dtype=None if arrays else dtype

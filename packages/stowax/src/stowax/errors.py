@@ -15,7 +15,10 @@ handle the other:
     ├── TreeError                    (ValueError)
     │   ├── KeyPathCollisionError
     │   ├── UnsupportedLeafError     (TypeError)
-    │   └── TreeMismatchError
+    │   ├── TreeMismatchError
+    │   ├── RenameError
+    │   ├── LeafNotFoundError        (KeyError)
+    │   └── LeafIndexError           (IndexError)
     ├── CorruptCheckpointError       (ValueError)
     ├── HandlerError                 (ValueError)
     │   └── HandlerNotFoundError     (KeyError)
@@ -49,8 +52,11 @@ __all__ = [
     "InvalidLayoutError",
     "InvalidNameError",
     "KeyPathCollisionError",
+    "LeafIndexError",
+    "LeafNotFoundError",
     "PeerFailedError",
     "ProcessesError",
+    "RenameError",
     "RunningLoopError",
     "SaveError",
     "StepAlreadyExistsError",
@@ -130,6 +136,22 @@ class TreeMismatchError(TreeError):
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.problems = tuple(problems)
+
+
+class RenameError(TreeError):
+    """Rules of `PyTreeOptions.Loading.rename` that no load could follow."""
+
+
+class LeafNotFoundError(TreeError, KeyError):
+    """The tree has no leaf of that name."""
+
+    def __str__(self) -> str:
+        # As in `CheckpointableNotFoundError`.
+        return Exception.__str__(self)
+
+
+class LeafIndexError(TreeError, IndexError):
+    """An index that selects no slice of the stored leaf."""
 
 
 class CorruptCheckpointError(StowaxError, ValueError):

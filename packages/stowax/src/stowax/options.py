@@ -11,8 +11,8 @@ Names and defaults are those of Orbax v1, with these exceptions:
   operation starts; Orbax copies the global registry when the options are made.
 * `ArrayOptions.Saving.use_compression` is None, which leaves it to the kind of store.
 * `ArrayOptions.Saving.array_metadata_store` is a marker for "as usual".
-* `IntegrityOptions`, `FileOptions.store` and `CheckpointablesOptions.handlers` are
-  ours.
+* `IntegrityOptions`, `FileOptions.store`, `CheckpointablesOptions.handlers`, and of
+  `PyTreeOptions.Loading` and `ArrayOptions.Loading` what says so, are ours.
 
 An option that would change what is written, but whose meaning is not built yet, is
 refused by the operation that meets it, and so is a value that makes no sense for what
@@ -23,9 +23,9 @@ so.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self, final
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, final
 
 from etils import epath
 
@@ -191,7 +191,29 @@ class PyTreeOptions(OptionGroup):
         """How trees are loaded."""
 
         partial_load: bool = False
-        """Whether the abstract state may leave out parts of the stored tree."""
+        """Whether the abstract state may leave out parts of the stored tree.
+
+        What it asks for must be stored all the same.
+        """
+
+        rename: Mapping[str, str] | None = None
+        """Where leaves of the result are stored, by rules; the first that fits counts.
+
+        A rule maps a name in the result to a stored one, both as messages have them,
+        ``{"params.dense": "model.linear"}``: the name itself and all below it, ``""``
+        being the root. ``*`` stands for any text within one key, ``**`` for any number
+        of keys; they return, in order, in the stars of the stored name:
+        ``{"layers.*.w": "blocks.block_*.kernel"}``. A leaf that no rule fits keeps its
+        name. Without an abstract state exactly what the rules map is loaded.
+        `stowax.preview_load` shows what rules do. Ours.
+        """
+
+        container_types: tuple[type, ...] = ()
+        """NamedTuples and dataclasses to be made again without an abstract state.
+
+        A stored container gets one of these classes if its recorded name is that of
+        the class; nothing is imported. Others come back as dicts of their fields. Ours.
+        """
 
     saving: Saving = field(default_factory=Saving)
     """How trees are saved."""
@@ -363,10 +385,35 @@ class ArrayOptions(OptionGroup):
             """Fraction of the free memory that the broadcast may use."""
 
         enable_padding_and_truncation: bool = False
-        """Whether a wrong shape is padded with zeros or cut, instead of an error."""
+        """Whether an array of another shape is cut, or padded with zeros, at the end of
+        each axis, instead of an error. The number of axes must be right."""
 
         raise_array_data_missing_error: bool = True
-        """Whether missing parts of an array are an error. False (zeros) is refused."""
+        """Whether missing parts of an array are an error, or else zeros.
+
+        False is for checkpoints of Orbax that leave chunks out. We leave none out: one
+        that is missing in a checkpoint of ours is damage, whatever this says.
+        """
+
+        casting: Literal["unsafe", "safe"] = "unsafe"
+        """What happens when the dtype asked for cannot hold what is stored.
+
+        ``"unsafe"`` converts, with one warning that lists the leaves that lose range
+        (300 in int8) or kind (a fraction, a sign, an imaginary part); ``"safe"`` makes
+        these a `TreeMismatchError`. Losing precision is neither. Ours.
+        """
+
+        as_numpy: bool = False
+        """Whether arrays come back as NumPy, unless asked for with a sharding.
+
+        Typed PRNG keys come back as their key data. JAX's devices are never touched, so
+        a machine without them reads any checkpoint. Ours.
+        """
+
+        # `object`, because a mesh is JAX's own.
+        mesh: object | None = None
+        """A `jax.sharding.Mesh` for shardings over an `AbstractMesh` in an abstract
+        state; None takes that of `jax.set_mesh`. Ours."""
 
         use_load_and_broadcast: bool = False
         """A hint: what is loaded is the same."""

@@ -7,8 +7,8 @@ from sample_trees import trees
 
 from stowax._keypath import flatten
 from stowax._manifest import LeafEntry
-from stowax._plan._match import check, match_paths
-from stowax.errors import TreeMismatchError
+from stowax._plan._match import match_paths, near_name
+from stowax._plan._rename import Rules
 
 
 def entries(tree):
@@ -20,13 +20,12 @@ def entries(tree):
     ]
 
 
-def match(target, stored, *, partial=False):
-    """Positions of the stored leaves that a target asks for."""
+def match(target, stored, *, rename=None):
+    """What a target finds in a stored tree."""
     flat = flatten(target)
     skipped = [leaf is ... for leaf in flat.leaves]
-    return match_paths(
-        flat, entries(stored), where="/path", skipped=skipped, partial=partial
-    )
+    rules = Rules(tuple((rename or {}).items()))
+    return match_paths(flat, entries(stored), skipped=skipped, rules=rules)
 
 
 @given(trees(st.integers()))
@@ -34,74 +33,92 @@ def test_a_tree_fits_itself(tree):
     """Every leaf finds itself."""
     found = match(tree, tree)
 
-    assert found == tuple(range(len(found)))
+    assert found.positions == tuple(range(len(found.positions)))
+    assert found.unused == ()
 
 
 def test_containers_do_not_count():
     """Keys are compared by their texts: a list fits a dict with numbers for keys."""
-    assert match({"a": {"0": 1, "1": 2}}, {"a": [1, 2]}) == (0, 1)
-    assert match({1: 1}, {"1": 1}) == (0,)
+    assert match({"a": {"0": 1, "1": 2}}, {"a": [1, 2]}).positions == (0, 1)
+    assert match({1: 1}, {"1": 1}).positions == (0,)
 
 
 def test_placeholders():
     """A placeholder takes the place of all leaves below its path."""
-    assert match({"a": ..., "b": 1}, {"a": {"x": 1, "y": [2]}, "b": 3}) == (-1, 2)
-    assert match(..., {"a": 1}) == (-1,)
-    assert match({"a": ..., "new": ...}, {"a": 1}) == (-1, -1)
+    found = match({"a": ..., "b": 1}, {"a": {"x": 1, "y": [2]}, "b": 3})
 
-
-def test_partial():
-    """In a partial match stored leaves may be left out."""
-    assert match({"b": 1}, {"a": 1, "b": 2}, partial=True) == (1,)
-    with pytest.raises(TreeMismatchError, match="a: stored, not asked for"):
-        match({"b": 1}, {"a": 1, "b": 2})
+    assert (found.positions, found.unused) == ((-1, 2), ())
+    assert match(..., {"a": 1}).unused == ()
+    assert match({"a": ..., "new": ...}, {"a": 1}).positions == (-1, -1)
 
 
 def test_a_placeholder_covers_whole_keys():
     """A path is covered by the keys above it, not by a name that looks like them."""
-    assert match({"a": {"b": ...}, "ab": 1}, {"a": {"b": {"c": 1}}, "ab": 1}) == (-1, 1)
-    with pytest.raises(TreeMismatchError) as caught:
-        match({"a": ...}, {"a": {"b": 1}, "ab": 1})
-    assert caught.value.problems == ("ab: stored, not asked for",)
+    stored = {"a": {"b": {"c": 1}}, "ab": 1}
+
+    assert match({"a": {"b": ...}, "ab": 1}, stored).unused == ()
+    assert match({"a": ...}, {"a": {"b": 1}, "ab": 1}).unused == (1,)
 
 
-def test_hints():
-    """What is stored under a similar name, and is not asked for, is proposed."""
-    with pytest.raises(TreeMismatchError) as caught:
-        match({"kernel": 1, "kernell": 1, "x": 1}, {"kernel": 1, "kernels_2": 1})
-
-    assert caught.value.problems[:2] == (
-        "kernell: asked, not stored; stored is 'kernels_2'",
-        "x: asked, not stored",
-    )
-
-
-def test_hints_are_for_shown_problems():
-    """Every problem is listed; those that the message shows have a hint."""
-    with pytest.raises(TreeMismatchError) as caught:
-        match(
-            {f"layer_{i}": 1 for i in range(100)},
-            {f"layers_{i}": 1 for i in range(100)},
-        )
-
-    hinted = [problem for problem in caught.value.problems if "stored is" in problem]
-    assert len(caught.value.problems) == 200
-    assert len(hinted) == 20
-    assert all(f"  {problem}\n" in str(caught.value) for problem in hinted)
+def test_none():
+    """None stands for the stored leaf of exactly its path, and not for a subtree."""
+    assert match({"a": None, "b": 1}, {"a": 1, "b": 2}).unused == ()
+    assert match({"a": None, "b": 1}, {"a": {"x": 1}, "b": 2}).unused == (0,)
+    assert match({"a": None}, {}).unused == ()
 
 
 def test_both_sides():
-    """Leaves that are missing on either side are listed together."""
-    with pytest.raises(TreeMismatchError) as caught:
-        match({"a": 1, "new": 2}, {"a": 1, "old": 3})
+    """Leaves that are missing on either side are found."""
+    found = match({"a": 1, "new": 2}, {"a": 1, "old": 3})
 
-    assert caught.value.problems == (
-        "new: asked, not stored",
-        "old: stored, not asked for",
+    assert (found.positions, found.unused) == ((0, -1), (1,))
+
+
+def test_renamed():
+    """A leaf is looked up under the name that the rules give it, and only there."""
+    stored = {"model": {"w": 1, "b": 2}, "step": 3}
+    found = match(
+        {"params": {"w": 1, "b": 2}, "step": 3}, stored, rename={"params": "model"}
     )
-    assert "/path" in str(caught.value)
+
+    # Dictionaries are taken apart in the order of their keys: b, w, step.
+    assert found.positions == (0, 1, 2)
+    assert found.looked_up == ("model.b", "model.w", "step")
+    missing = match({"step": 3}, stored, rename={"step": "steps"})
+    assert missing.positions == (-1,)
 
 
-def test_no_problems():
-    """Without problems nothing is raised."""
-    check([], where="/path", count=3)
+@pytest.mark.parametrize(
+    ("target", "unused"),
+    [
+        ({"new": ...}, (2,)),
+        ({"new": {"x": ...}}, (1, 2)),
+        ({"new": {"x": None, "y": 1}}, (2,)),
+        (..., ()),
+        ({"old": ...}, (2,)),  # No rule fits `old`: it keeps its name.
+    ],
+)
+def test_renamed_and_left_out(target, unused):
+    """A placeholder, or None, stands for what the rules say is stored for its path."""
+    stored = {"old": {"x": 1, "y": 2}, "z": 3}
+
+    found = match(target, stored, rename={"new.x": "old.x", "new.y": "old.y"})
+
+    assert found.unused == unused
+
+
+def test_rules_that_fit_nothing():
+    """A rule that no leaf is looked up by is told, one behind another among them."""
+    rename = {"a": "x", "a.b": "y", "c": "z", "d": "w"}
+
+    found = match({"a": {"b": 1}, "d": ...}, {"x": {"b": 1}, "w": 3}, rename=rename)
+
+    assert found.unused_rules == (1, 2)
+
+
+def test_near_name():
+    """A name is near if it was probably meant."""
+    assert near_name("params.kernal", ["params.bias", "params.kernel"]) == (
+        "params.kernel"
+    )
+    assert near_name("x", ["params.kernel"]) is None

@@ -84,6 +84,7 @@ async def open_tree(
     *,
     verify: bool,
     rich_types: bool = False,
+    fills_missing: bool = False,
 ) -> TreeItem:
     """Opens the tree item in a directory, whoever wrote it.
 
@@ -94,6 +95,7 @@ async def open_tree(
         verify: Whether checksums are compared.
         rich_types: Whether Orbax's records of tuples and NamedTuples are used; our own
             are in any case.
+        fills_missing: Whether chunks that Orbax left out are zeros; we leave none out.
 
     Raises:
         CheckpointNotFoundError: Nothing is there.
@@ -111,7 +113,11 @@ async def open_tree(
     if await store.stat(path) is None:
         raise CheckpointNotFoundError(f"nothing is at {path}")
     return await _orbax_item.open_tree(
-        store, path, verify=verify, rich_types=rich_types
+        store,
+        path,
+        verify=verify,
+        rich_types=rich_types,
+        fills_missing=fills_missing,
     )
 
 

@@ -38,7 +38,12 @@ _DATABASE = "manifest.ocdbt"
 
 
 async def open_tree(
-    store: Store, path: str, *, verify: bool, rich_types: bool = False
+    store: Store,
+    path: str,
+    *,
+    verify: bool,
+    rich_types: bool = False,
+    fills_missing: bool = False,
 ) -> TreeItem:
     """Opens a tree item: its documents, and the metadata of every array.
 
@@ -47,6 +52,7 @@ async def open_tree(
         path: The item's directory.
         verify: Whether an item that names a manifest must have it.
         rich_types: Whether tuples and NamedTuples are told apart where that is known.
+        fills_missing: Whether missing chunks are zeros, whatever the item says of them.
 
     Raises:
         InvalidLayoutError: It is no tree item, or not one that can be read here.
@@ -94,6 +100,7 @@ async def open_tree(
         use_ocdbt=use_ocdbt,
         use_zarr3=said.use_zarr3,
         stores_fill_value=said.stores_fill_value,
+        fills_missing=fills_missing,
     )
     leaves = await source.array_facts()
     return TreeItem(

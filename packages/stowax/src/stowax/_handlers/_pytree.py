@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from stowax._caller import in_mesh, warn
 from stowax._context import (
     Context,
+    LoadSettings,
     SaveSettings,
     Settings,
     check_supported,
     current_settings,
 )
-from stowax._formats import _detect
-from stowax._formats._base import TreeItem
 from stowax._formats._orbax_json import PYTREE_TYPESTR
 from stowax._handlers._base import OwnHandler
-from stowax._item_read import metadata_tree, plan_load
+from stowax._item_read import metadata_tree, open_item, plan_load
 from stowax._item_write import (
     StagedItem,
     complete_items,
@@ -43,7 +42,8 @@ class PyTreeHandler(OwnHandler):
     way.
 
     Args:
-        context: Options; None takes those of the active Context.
+        context: Options; None takes those of the active Context. In an operation under
+            way, its options for trees and arrays count, and no others.
         array_metadata_validator: Of Orbax; must be None. What is stored is verified by
             checksums.
         leaf_handler_registry: Of Orbax; must be None. Leaves of your own kinds can be
@@ -129,30 +129,34 @@ class PyTreeHandler(OwnHandler):
         """
         where = await OperationPath.of(directory, self._settings())
         operation, location = where.operation, where.location
-        item = await operation.submit(_open(operation, location))
-        planned = plan_load(
-            item,
-            abstract_checkpointable,
-            has_target=abstract_checkpointable is not None,
-            partial=operation.settings.partial_load,
-            processes=operation.processes,
-        )
-        _warn_narrowed(location, planned.narrowed)
-        reading = operation.submit(item.source.read(planned.requests))
+        loading = self._loading(operation)
+        item = await operation.submit(open_item(operation, location, loading))
+        with in_mesh(loading.mesh):
+            begun = plan_load(
+                item,
+                abstract_checkpointable,
+                has_target=abstract_checkpointable is not None,
+                loading=loading,
+                processes=operation.processes,
+            ).begin()
+        _warn_narrowed(location, begun.narrowed)
+        reading = operation.submit(item.source.read(begun.requests))
 
         async def finish() -> Any:
             await reading
             # Here and not on the engine's loop: JAX takes default devices and meshes
             # from the thread.
-            return planned.finish()
+            with in_mesh(loading.mesh):
+                return begun.finish()
 
         return finish()
 
     async def metadata(self, directory: Any) -> Any:
         """The tree of abstract leaves that the directory holds."""
         where = await OperationPath.of(directory, self._settings())
-        opening = _open(where.operation, where.location)
-        return metadata_tree(await where.operation.submit(opening))
+        loading = self._loading(where.operation)
+        opening = open_item(where.operation, where.location, loading)
+        return metadata_tree(await where.operation.submit(opening), loading)
 
     def is_handleable(self, checkpointable: Any) -> bool:
         """Whether every leaf can be saved."""
@@ -199,6 +203,12 @@ class PyTreeHandler(OwnHandler):
             return current_settings()
         return self._context.settings()
 
+    def _loading(self, operation: Operation) -> LoadSettings:
+        """How trees are read: as its own Context says, also in a load under way."""
+        if self._context is None:
+            return operation.settings.loading
+        return self._context.settings().loading
+
 
 _INSTEAD = {
     "array_metadata_validator": "what is loaded is verified by checksums",
@@ -242,22 +252,10 @@ def _warn_narrowed(where: str, lines: Sequence[str]) -> None:
     """Gives one warning of all leaves that lose range or kind in a conversion."""
     if lines:
         shown = "\n".join(f"  {line}" for line in lines)
-        warnings.warn(
+        warn(
             f"{where}: the dtypes asked for lose values of {len(lines)} leaves:\n"
-            f"{shown}",
-            UserWarning,
-            stacklevel=3,
+            f"{shown}"
         )
-
-
-async def _open(operation: Operation, location: str) -> TreeItem:
-    return await _detect.open_tree(
-        operation.store,
-        location,
-        operation.digests,
-        verify=operation.settings.verify,
-        rich_types=operation.settings.rich_types,
-    )
 
 
 async def _write_alone(staged: StagedItem, location: str, operation: Operation) -> None:

@@ -7,21 +7,27 @@ of its implementation stands beside it.  The extra axis is never split.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental.layout import Layout
 
 from stowax import _sharding
 from stowax._box import Box, whole
 from stowax._codecs._zarr import dtype_from_name, dtype_name
-from stowax._leaves._abstract import ArrayMetadata, NumpyMetadata, StorageMetadata
+from stowax._leaves._abstract import (
+    ArrayMetadata,
+    StorageMetadata,
+    asked_placement,
+    has_sharding,
+    is_array_like,
+)
 from stowax._leaves._base import Description, Holding, Wanted
 from stowax._manifest import LeafEntry
 from stowax._processes import Processes
@@ -91,18 +97,17 @@ class JaxArrayLeaf:
         return [jax.random.key_data(part) for part in parts]
 
     def accepts_target(self, target: Any) -> bool:
-        """Whatever has a shape and a dtype and is not NumPy's own."""
-        return (
-            hasattr(target, "shape")
-            and hasattr(target, "dtype")
-            and not isinstance(target, np.ndarray | np.generic | NumpyMetadata | type)
-        )
+        """`jax.Array`, or what has a shape, a dtype and a sharding, even if None."""
+        if target is jax.Array:
+            return True
+        return is_array_like(target) and (has_sharding(target) or _is_key(target.dtype))
 
     def default_target(self, entry: LeafEntry) -> Any | None:
         """Shape and dtype as stored; spread as it was, where that is possible."""
         if entry.kind != "jax.Array":
             return None
-        return dataclasses.replace(_abstract(entry), sharding=None)
+        shape, dtype = _described(entry)
+        return ArrayMetadata(shape=shape, dtype=dtype)
 
     def want(self, target: Any, entry: LeafEntry, processes: Processes) -> Wanted:
         """The parts that the target's sharding gives to this process."""
@@ -113,7 +118,7 @@ class JaxArrayLeaf:
             shape = (*shape, *entry.shape[-1:]) if entry.prng_impl else shape
             dtype = np.dtype(np.uint32)
         boxes = {whole(shape)}
-        sharding = _placement(target, entry)
+        sharding, _ = _placement(target, entry, logical)
         if sharding is not None:
             boxes = set(_own_boxes(sharding, logical, shape, processes).values())
         return Wanted(
@@ -136,7 +141,7 @@ class JaxArrayLeaf:
         shape, dtype = _asked(target, entry)
         impl = entry.prng_impl
         stored = (*shape, *entry.shape[-1:]) if impl else shape
-        sharding = _placement(target, entry)
+        sharding, layout = _placement(target, entry, shape)
         if sharding is None:
             (part,) = parts.values()
             array = to_default_device(part)
@@ -144,7 +149,11 @@ class JaxArrayLeaf:
             boxes = _own_boxes(sharding, shape, stored, processes)
             spread = _extended(sharding, shape, stored)
             dtype = jax.dtypes.canonicalize_dtype(np.uint32 if impl else dtype)
-            array = to_devices(stored, spread, boxes, parts, np.dtype(dtype))
+            array = to_devices(
+                *(stored, spread, boxes, parts, np.dtype(dtype)),
+                # The extra axis of key data has no place in a layout of the keys.
+                layout=None if impl else layout,
+            )
         return array if impl is None else jax.random.wrap_key_data(array, impl=impl)
 
     def metadata(self, entry: LeafEntry) -> Any | None:
@@ -152,11 +161,18 @@ class JaxArrayLeaf:
         return _abstract(entry) if entry.kind == "jax.Array" else None
 
 
-def _asked(target: Any, entry: LeafEntry) -> tuple[tuple[int, ...], Any]:
+class _Asked(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def _asked(target: Any, entry: LeafEntry) -> _Asked:
     """Shape and dtype that the target asks for; None in it means as stored."""
-    stored = _abstract(entry)
+    stored = _described(entry)
+    if target is jax.Array:
+        return stored
     shape = stored.shape if target.shape is None else target.shape
-    return tuple(shape), stored.dtype if target.dtype is None else target.dtype
+    return _Asked(tuple(shape), stored.dtype if target.dtype is None else target.dtype)
 
 
 @functools.cache
@@ -184,7 +200,7 @@ def _key_shape(dtype: Any) -> tuple[int, ...]:
 
 
 def _is_key(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def _holdings(
@@ -246,23 +262,27 @@ def _extended(
     return sharding.update(spec=jax.sharding.PartitionSpec(*spec))
 
 
-def _placement(target: Any, entry: LeafEntry) -> jax.sharding.Sharding | None:
-    """The sharding to load onto; None leaves the array uncommitted.
+def _placement(
+    target: Any, entry: LeafEntry, shape: tuple[int, ...]
+) -> tuple[jax.sharding.Sharding | None, Layout | None]:
+    """The sharding to load onto, and the layout; no sharding leaves it uncommitted.
 
     A live array that is not committed to its device asks for no device either. A target
     without a sharding falls back on the recorded one when that is over several devices:
     an array that was spread may not fit one.
     """
-    sharding = getattr(target, "sharding", None)
-    if isinstance(sharding, jax.sharding.Sharding):
-        return sharding if getattr(target, "committed", True) else None
-    recorded = _restored(entry)
+    sharding, layout = asked_placement(target)
+    if sharding is not None:
+        return (
+            (sharding, layout) if getattr(target, "committed", True) else (None, None)
+        )
+    recorded = _restored(entry, shape)
     if recorded is None or len(recorded.device_set) == 1:
-        return None
-    return recorded
+        return None, None
+    return recorded, None
 
 
-def _restored(entry: LeafEntry) -> jax.sharding.Sharding | None:
+def _restored(entry: LeafEntry, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
     document = entry.sharding
     if document is None:
         return None
@@ -270,8 +290,8 @@ def _restored(entry: LeafEntry) -> jax.sharding.Sharding | None:
         spec = document["partition_spec"][: len(entry.shape) - 1]
         document = {**document, "partition_spec": spec}
     sharding = _sharding.restore(document, jax.devices())
-    shape = entry.shape[:-1] if entry.prng_impl else entry.shape
-    if sharding is None:
+    logical = entry.shape if entry.prng_impl is None else entry.shape[:-1]
+    if sharding is None or len(shape) != len(logical):
         return None
     try:
         sharding.shard_shape(shape)
@@ -281,16 +301,21 @@ def _restored(entry: LeafEntry) -> jax.sharding.Sharding | None:
     return sharding
 
 
-def _abstract(entry: LeafEntry) -> ArrayMetadata:
-    shape, dtype = entry.shape, dtype_from_name(entry.dtype or "")
+def _described(entry: LeafEntry) -> _Asked:
+    """Shape and dtype of the array that was saved."""
     if entry.prng_impl is not None:
         # An implementation that this program has not registered leaves plain data.
         with contextlib.suppress(ValueError):
-            shape, dtype = entry.shape[:-1], key_dtype(entry.prng_impl)
+            return _Asked(entry.shape[:-1], key_dtype(entry.prng_impl))
+    return _Asked(entry.shape, dtype_from_name(entry.dtype or ""))
+
+
+def _abstract(entry: LeafEntry) -> ArrayMetadata:
+    shape, dtype = _described(entry)
     return ArrayMetadata(
         shape=shape,
         dtype=dtype,
-        sharding=_restored(entry),
+        sharding=_restored(entry, shape),
         storage_metadata=StorageMetadata(
             chunk_shape=entry.chunk_shape, write_shape=entry.write_shape
         ),

@@ -10,7 +10,12 @@ import numpy as np
 
 from stowax._box import Box, whole
 from stowax._codecs._zarr import dtype_from_name, dtype_name
-from stowax._leaves._abstract import NumpyMetadata, StorageMetadata
+from stowax._leaves._abstract import (
+    NumpyMetadata,
+    StorageMetadata,
+    has_sharding,
+    is_array_like,
+)
 from stowax._leaves._base import Description, Holding, Wanted
 from stowax._manifest import LeafEntry
 from stowax._processes import Processes
@@ -56,8 +61,12 @@ class NumpyLeaf:
         return [np.asarray(value).astype(dtype, order="C", copy=not borrow)]
 
     def accepts_target(self, target: Any) -> bool:
-        """NumPy arrays and scalars, and metadata of stored ones."""
-        return isinstance(target, np.ndarray | np.generic | NumpyMetadata)
+        """Whatever has a shape and a dtype and no sharding, and types of NumPy."""
+        if isinstance(target, type):
+            # The abstract types, such as `np.floating`, are no dtypes.
+            is_scalar = issubclass(target, np.generic) and not target.__subclasses__()
+            return target is np.ndarray or is_scalar
+        return is_array_like(target) and not has_sharding(target)
 
     def default_target(self, entry: LeafEntry) -> Any | None:
         """Shape and dtype as stored."""
@@ -66,6 +75,10 @@ class NumpyLeaf:
     def want(self, target: Any, entry: LeafEntry, processes: Processes) -> Wanted:
         """The whole array, in every process."""
         del processes
+        if target is np.ndarray:
+            target = NumpyMetadata(shape=entry.shape, dtype=None)
+        elif isinstance(target, type):
+            target = NumpyMetadata(shape=(), dtype=target)
         shape = entry.shape if target.shape is None else tuple(target.shape)
         # `dataclasses.replace(metadata, dtype=np.float16)` puts in a class.
         dtype = None if target.dtype is None else np.dtype(target.dtype)

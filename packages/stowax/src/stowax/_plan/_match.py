@@ -1,103 +1,126 @@
-"""A target tree held against a stored one: every mismatch at once.
+"""A target tree held against a stored one: which leaf is found where.
 
 Paths are compared by the texts of their keys, because that is all a checkpoint of
-Orbax records; containers are the target's business.
+Orbax records; containers are the target's business.  What does not fit is no error
+here: it is for whoever asked to say all of it at once.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from stowax._keypath import FlatTree, KeyPath, leaf_name
+from stowax._keypath import FlatTree, KeyPath, leaf_name, walk
 from stowax._manifest import LeafEntry
-from stowax.errors import TreeMismatchError
+from stowax._plan._rename import Keys, Rules, keys_of
 
-_SHOWN = 20
-"""Problems in the message, and problems with a hint: hints cost more than the rest."""
+HINT_COUNT = 20
+"""Leaves that get a hint: each costs more than all the rest of its line."""
 
 _COMPARED = 1000
 """Names that are looked at for a hint; the time it takes grows with every one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """What was found."""
+
+    positions: tuple[int, ...]
+    """For every leaf of the target the position of its entry; -1: none, or skipped."""
+    looked_up: tuple[str, ...]
+    """For every leaf of the target the stored name that the rules give it."""
+    unused: tuple[int, ...]
+    """Entries that nothing in the target stands for."""
+    unused_rules: tuple[int, ...]
+    """Rules that no leaf was looked up by."""
 
 
 def match_paths(
     target: FlatTree,
     entries: Sequence[LeafEntry],
     *,
-    where: str,
     skipped: Sequence[bool],
-    partial: bool,
-) -> tuple[int, ...]:
+    rules: Rules,
+) -> Match:
     """Finds the stored leaf for every leaf of the target.
 
     Args:
-        target: The abstract state.
+        target: The abstract state. A None in it stands for the stored leaf of exactly
+            its path, which is not loaded, as in Orbax.
         entries: The stored leaves.
-        where: The checkpoint, for messages.
         skipped: For every leaf of the target whether it is not to be loaded; such a
             leaf also covers all stored leaves below its path.
-        partial: Whether stored leaves may be left out of the target.
-
-    Returns:
-        For every leaf of the target the position of its entry, -1 if skipped.
-
-    Raises:
-        TreeMismatchError: Names every leaf that is missing on either side.
+        rules: Where leaves are stored under other names.
     """
-    stored = {_texts(entry.path): i for i, entry in enumerate(entries)}
-    found: list[int] = []
-    missing: list[str] = []
-    covered: set[tuple[str, ...]] = set()
+    by_path = {_texts(entry.path): i for i, entry in enumerate(entries)}
+    by_name = {entry.name: i for i, entry in enumerate(entries)} if rules else {}
+    positions: list[int] = []
+    looked_up: list[str] = []
+    used_rules: set[int | None] = set()
+
+    def look_up(path: KeyPath) -> int:
+        name, rule = rules.stored_name(leaf_name(path))
+        used_rules.add(rule)
+        looked_up.append(name)
+        return by_path.get(_texts(path), -1) if rule is None else by_name.get(name, -1)
+
     for path, skip in zip(target.paths, skipped, strict=True):
-        texts = _texts(path)
-        position = -1 if skip else stored.get(texts, -1)
-        found.append(position)
-        if skip:
-            covered.add(texts)
-        elif position < 0:
-            missing.append(leaf_name(path))
-    asked = set(found)
-    unused = [
-        entries[i].name
-        for texts, i in stored.items()
-        if i not in asked
-        and not (covered and any(texts[:n] in covered for n in range(len(texts) + 1)))
-    ]
-    problems = [
-        f"{name or '<root>'}: asked, not stored"
-        + (_hint(name, unused[:_COMPARED]) if shown < _SHOWN else "")
-        for shown, name in enumerate(missing)
-    ]
-    if not partial:
-        problems += [f"{name or '<root>'}: stored, not asked for" for name in unused]
-    check(problems, where=where, count=len(target.paths))
-    return tuple(found)
-
-
-def check(problems: Sequence[str], *, where: str, count: int) -> None:
-    """Raises all problems as one error, if there are any.
-
-    Raises:
-        TreeMismatchError: Lists them, and says how to go on.
-    """
-    if not problems:
-        return
-    shown = [f"  {problem}" for problem in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        shown.append(f"  … and {len(problems) - _SHOWN} more (see `problems`)")
-    raise TreeMismatchError(
-        f"the abstract state, of {count} leaves, does not fit the checkpoint at "
-        f"{where}:\n" + "\n".join(shown) + "\nNothing was loaded. See what is stored "
-        "with `stowax.metadata(path)`; leave leaves out with `stowax.PLACEHOLDER` or "
-        "`PyTreeOptions.Loading(partial_load=True)`.",
-        problems,
+        position = look_up(path)
+        positions.append(-1 if skip else position)
+    asked = set(positions)
+    nones = [path for path, node in walk(target.root) if node.kind == "none"]
+    asked.update(map(look_up, nones))
+    del looked_up[len(positions) :]
+    covers = _Covers(
+        (p for p, skip in zip(target.paths, skipped, strict=True) if skip), rules
+    )
+    unused: list[int] = []
+    for i, entry in enumerate(entries):
+        if i in asked:
+            continue
+        is_covered, rule = covers.cover(entry)
+        used_rules.add(rule)
+        if not is_covered:
+            unused.append(i)
+    return Match(
+        positions=tuple(positions),
+        looked_up=tuple(looked_up),
+        unused=tuple(unused),
+        unused_rules=tuple(r for r in range(len(rules)) if r not in used_rules),
     )
 
 
-def _texts(path: KeyPath) -> tuple[str, ...]:
+def near_name(name: str, candidates: Sequence[str]) -> str | None:
+    """The candidate that was probably meant; None if none is near."""
+    near = difflib.get_close_matches(name, candidates[:_COMPARED], n=1)
+    return near[0] if near else None
+
+
+class _Covers:
+    """The paths that stand for all stored leaves below them."""
+
+    def __init__(self, paths: Iterable[KeyPath], rules: Rules) -> None:
+        paths = list(paths)
+        self._rules = rules
+        self._texts = {_texts(path) for path in paths}
+        self._targets = {keys_of(leaf_name(p)) for p in paths} if rules else set[Keys]()
+
+    def cover(self, entry: LeafEntry) -> tuple[bool, int | None]:
+        """Whether an entry is covered, and by which rule it is known to be."""
+        if not self._texts:
+            return False, None
+        for target in self._rules.targets_of(entry.name):
+            if _has_beginning_in(target.keys, self._targets):
+                return True, target.rule
+        texts = _texts(entry.path)
+        is_kept = not self._rules or self._rules.stored_name(entry.name).rule is None
+        return is_kept and _has_beginning_in(texts, self._texts), None
+
+
+def _has_beginning_in(keys: Keys, beginnings: set[Keys]) -> bool:
+    return any(keys[:n] in beginnings for n in range(len(keys) + 1))
+
+
+def _texts(path: KeyPath) -> Keys:
     return tuple([key.text for key in path])
-
-
-def _hint(name: str, unused: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, unused, n=1)
-    return f"; stored is {near[0]!r}" if near else ""

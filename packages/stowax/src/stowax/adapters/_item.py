@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stowax import multihost
+from stowax._context import Context, current_context
 from stowax.adapters._document import encode_document, read_document
 from stowax.adapters._paths import (
     KeyPath,
@@ -21,6 +22,7 @@ from stowax.adapters._paths import (
 )
 from stowax.errors import TreeMismatchError
 from stowax.handlers import PyTreeHandler
+from stowax.options import PyTreeOptions
 from stowax.path import Path, PathAwaitingCreation
 from stowax.tree import PLACEHOLDER
 
@@ -140,7 +142,7 @@ async def open_item(directory: Path, name: str, kind: str) -> StoredItem:
         >>> stored.leaves["w",].shape, stored.document
         ((3,), None)
     """
-    metadata = await PyTreeHandler().metadata(directory)
+    metadata = await _reader().metadata(directory)
     return StoredItem(
         directory=directory,
         metadata=metadata,
@@ -153,6 +155,10 @@ async def load_item(
     stored: StoredItem, requests: Mapping[StoredName, Any]
 ) -> Awaitable[dict[StoredName, Any]]:
     """Begins to load the requested leaves; the rest of the tree is left where it is.
+
+    Options of the active Context that would change the tree (renaming, padding, NumPy
+    only) are left to `stowax.load`, and a conversion that loses range or kind is a
+    mismatch: an adapter promises its object, or an error.
 
     Args:
         stored: What `open_item` returned.
@@ -183,7 +189,7 @@ async def load_item(
     abstract = map_with_path(
         lambda path, leaf: _ask(requests, path, leaf), stored.metadata
     )
-    rest = await PyTreeHandler().load(stored.directory, abstract)
+    rest = await _reader().load(stored.directory, abstract)
 
     async def finish() -> dict[StoredName, Any]:
         return {stored_name(path): leaf for path, leaf in flatten(await rest)}
@@ -229,6 +235,16 @@ def tree_mismatch(
         "`stowax.load(path, checkpointable_name=...)`.",
         lines,
     )
+
+
+def _reader() -> PyTreeHandler:
+    """Reads a tree as it was saved, whatever the caller's options for trees are."""
+    context = Context(current_context())
+    context.pytree.loading = PyTreeOptions.Loading()
+    context.array.loading.casting = "safe"
+    context.array.loading.enable_padding_and_truncation = False
+    context.array.loading.as_numpy = False
+    return PyTreeHandler(context=context)
 
 
 def _ask(requests: Mapping[StoredName, Any], path: KeyPath, leaf: Any) -> Any:

@@ -33,6 +33,9 @@ class Call:
     ended: int
     """Position of its end among all begins and ends."""
 
+    size_bytes: int = 0
+    """Bytes that were read; only of `read_into`."""
+
 
 class RecordingStore:
     """Forwards everything to another store and keeps a log.
@@ -88,7 +91,8 @@ class RecordingStore:
             await self._store.write(path, pieces, size_bytes=size_bytes)
 
     async def read_into(self, path: str, offset_bytes: int, buffer: Buffer) -> None:
-        with self._recording("read_into", path):
+        size_bytes = memoryview(buffer).nbytes
+        with self._recording("read_into", path, size_bytes=size_bytes):
             await self._store.read_into(path, offset_bytes, buffer)
 
     async def stat(self, path: str) -> Entry | None:
@@ -116,14 +120,22 @@ class RecordingStore:
             await self._store.delete(path)
 
     @contextlib.contextmanager
-    def _recording(self, operation: str, *paths: str) -> Generator[None, None, None]:
+    def _recording(
+        self, operation: str, *paths: str, size_bytes: int = 0
+    ) -> Generator[None, None, None]:
         with self._lock:
             began = next(self._positions)
         yield
         with self._lock:
             ended = next(self._positions)
             self._calls.append(
-                Call(operation=operation, paths=paths, began=began, ended=ended)
+                Call(
+                    operation=operation,
+                    paths=paths,
+                    began=began,
+                    ended=ended,
+                    size_bytes=size_bytes,
+                )
             )
 
 

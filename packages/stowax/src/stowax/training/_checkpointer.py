@@ -482,4 +482,5 @@ def _of_step(
         commit_timestamp_nsecs=described.commit_timestamp_nsecs,
         custom_metadata=described.custom_metadata,
         metrics=found.metrics,
+        container_types=described.container_types,
     )

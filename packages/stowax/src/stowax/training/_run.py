@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
+from stowax._caller import on_behalf
 from stowax._commit import RootFacts
 from stowax._context import Context
 from stowax._delete import remove, start_delete
@@ -322,7 +323,8 @@ class Run:
                 finally:
                     self._steps.release(found.step)
 
-            future = self.runtime.start_guest(work())
+            with on_behalf():
+                future = self.runtime.start_guest(work())
         return respond(self.runtime, future, what=f"load of {found.path}")
 
     def start_delete(self, step: int, *, missing_ok: bool) -> Pending:

@@ -63,6 +63,7 @@ class CheckpointMetadata(_CheckpointMetadata[MetadataT]):
         commit_timestamp_nsecs: When it was complete, in ns since the epoch.
         custom_metadata: What the user gave to `save`.
         metrics: What the user gave to `save`.
+        container_types: See `stowax.CheckpointMetadata`.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class CheckpointMetadata(_CheckpointMetadata[MetadataT]):
         commit_timestamp_nsecs: int | None = None,
         custom_metadata: Any = None,
         metrics: Any = None,
+        container_types: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
             path,
@@ -82,6 +84,7 @@ class CheckpointMetadata(_CheckpointMetadata[MetadataT]):
             init_timestamp_nsecs=init_timestamp_nsecs,
             commit_timestamp_nsecs=commit_timestamp_nsecs,
             custom_metadata=custom_metadata,
+            container_types=container_types,
         )
         self._step = step
         self._metrics = metrics

@@ -1,0 +1,256 @@
+"""One leaf of a load: whether it fits, what is read for it, and what is made of that.
+
+Planning takes no memory and reads nothing, so a dry run ends here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stowax._box import Box, whole
+from stowax._codecs._zarr import dtype_from_name
+from stowax._context import LoadSettings
+from stowax._formats._base import ReadRequest
+from stowax._item_target import (
+    NoMeshError,
+    asked_form,
+    ready,
+    ready_default,
+    stored_form,
+)
+from stowax._keypath import at_leaf
+from stowax._leaves import _registry as leaves
+from stowax._leaves._base import LeafHandler, Wanted
+from stowax._manifest import LeafEntry
+from stowax._plan._cast import convert, loss
+from stowax._plan._index import View
+from stowax._plan._preview import Cause, LeafPreview, Outcome
+from stowax._processes import Processes
+from stowax._transfer import allocate
+from stowax.errors import UnsupportedLeafError
+
+ANYTHING: Any = object()
+"""The target where the caller asked for nothing in particular."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeafPlan:
+    """One leaf that fits, on its way to its place in the result."""
+
+    position: int
+    entry: LeafEntry
+    """As it is to be seen: a slice looks like a whole array."""
+    target: Any
+    handler: LeafHandler
+    wanted: Wanted
+    view: View | None
+
+    @property
+    def stored_dtype(self) -> np.dtype | None:
+        """None where there is nothing to read, as of a string."""
+        return None if self.entry.dtype is None else dtype_from_name(self.entry.dtype)
+
+    def begin(self) -> BegunLeaf:
+        """Takes the memory that is to be filled."""
+        dtype = self.stored_dtype
+        parts = (
+            [] if dtype is None else [self._part(b, dtype) for b in self.wanted.boxes]
+        )
+        return BegunLeaf(plan=self, parts=parts)
+
+    def _part(self, box: Box, dtype: np.dtype) -> _Part:
+        # What is stored of the box; the rest, where it is padded, is zeros.
+        inner = box if self.is_whole else box.intersect(whole(self.entry.shape))
+        if inner is None:
+            return _Part(box=box, inner=None, request=None)
+        stored = inner if self.view is None else self.view.stored_box(inner)
+        out = allocate(stored.shape, dtype)
+        request = ReadRequest(leaf=self.position, box=stored, out=out)
+        return _Part(box=box, inner=inner, request=request)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has the shape of what is stored."""
+        return self.wanted.shape in (None, self.entry.shape)
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether it is converted to another dtype."""
+        return self.wanted.dtype not in (None, self.stored_dtype)
+
+    def loss(self) -> str | None:
+        """What the conversion loses beyond precision."""
+        if self.wanted.dtype is None or self.stored_dtype is None:
+            return None
+        return loss(self.stored_dtype, self.wanted.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    box: Box
+    """What the handler asked for."""
+    inner: Box | None
+    """What of it is stored."""
+    request: ReadRequest | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BegunLeaf:
+    """One leaf, with memory for what is read."""
+
+    plan: LeafPlan
+    parts: Sequence[_Part]
+
+    @property
+    def requests(self) -> list[ReadRequest]:
+        """What the item's source is to fill."""
+        return [part.request for part in self.parts if part.request is not None]
+
+    def place(self, processes: Processes) -> Any:
+        """Makes the value, once all requests are filled."""
+        plan = self.plan
+        with at_leaf(plan.entry.name):
+            parts = {part.box: self._made(part) for part in self.parts}
+            return plan.handler.place(plan.target, plan.entry, parts, processes)
+
+    def _made(self, part: _Part) -> np.ndarray:
+        stored = self.plan.stored_dtype
+        assert stored is not None
+        dtype = stored if self.plan.wanted.dtype is None else self.plan.wanted.dtype
+        if part.request is None or part.inner is None:
+            return _zeros(part.box.shape, dtype)
+        read = part.request.out.reshape(part.inner.shape)
+        if part.inner == part.box and dtype == stored:
+            return read
+        if part.inner == part.box:
+            made = allocate(part.box.shape, dtype)
+        else:
+            made = _zeros(part.box.shape, dtype)
+        made[part.inner.within(part.box)] = convert(read, made.dtype)
+        return made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeafFit:
+    """A leaf of the result held against the stored one."""
+
+    name: str
+    """In the result."""
+    entry: LeafEntry
+    target: Any
+    plan: LeafPlan | None
+    """None: it does not fit."""
+    note: str = ""
+    """Why it does not fit, or what is lost."""
+    cause: Cause = ""
+
+    def row(self) -> LeafPreview:
+        """The same in words."""
+        asked = self.target is not ANYTHING
+        return LeafPreview(
+            target=self.name,
+            stored=self.entry.name,
+            asked_form=asked_form(self.target, self.entry) if asked else "",
+            stored_form=stored_form(self.entry),
+            outcome="mismatch" if self.plan is None else _outcome(self.plan),
+            note=self.note,
+            cause=self.cause,
+        )
+
+
+def plan_leaf(
+    position: int,
+    entry: LeafEntry,
+    target: Any,
+    *,
+    name: str,
+    loading: LoadSettings,
+    processes: Processes,
+    view: View | None = None,
+) -> LeafFit:
+    """How to load one leaf, or why it does not fit.
+
+    Args:
+        position: Of the entry in its manifest.
+        entry: The stored leaf.
+        target: The abstract leaf, or `ANYTHING`.
+        name: Of the leaf in the result.
+        loading: The settings.
+        processes: Says which parts this process needs.
+        view: Which slice of it is meant; None for all of it.
+
+    Raises:
+        UnsupportedLeafError: The target asks for nothing that a checkpoint can hold.
+    """
+    if view is not None and view.shape != entry.shape:
+        # The recorded sharding is about axes and extents that a slice does not have.
+        entry = dataclasses.replace(entry, shape=view.shape, sharding=None)
+
+    def fit(plan: LeafPlan | None, note: str = "", cause: Cause = "") -> LeafFit:
+        return LeafFit(
+            name=name, entry=entry, target=target, plan=plan, note=note, cause=cause
+        )
+
+    try:
+        if target is ANYTHING:
+            asked, seen = ready_default(entry, loading)
+        else:
+            asked, seen = ready(target, entry, loading)
+        handler = leaves.for_target(asked, name)
+        wanted = handler.want(asked, seen, processes)
+    except UnsupportedLeafError:
+        raise
+    except NoMeshError as error:
+        return fit(None, str(error), "mesh")
+    except ValueError as error:
+        # JAX refuses a sharding that does not divide the shape; that is a mismatch.
+        return fit(None, f"cannot be placed: {error}", "kind")
+    if not _is_of_one_kind(seen, wanted):
+        return fit(None, cause="kind")
+    plan = LeafPlan(
+        position=position,
+        entry=seen,
+        target=asked,
+        handler=handler,
+        wanted=wanted,
+        view=view,
+    )
+    if not plan.is_whole:
+        if not _may_pad(seen, wanted):
+            return fit(None, "another number of axes", "kind")
+        if not loading.pads:
+            return fit(None, cause="shape")
+    lost = plan.loss() or ""
+    if lost and loading.casting == "safe":
+        return fit(None, lost, "cast")
+    return fit(plan, lost)
+
+
+def _outcome(plan: LeafPlan) -> Outcome:
+    if plan.is_whole:
+        return "cast" if plan.is_cast else "as is"
+    return "cast, padded" if plan.is_cast else "padded"
+
+
+def _is_of_one_kind(entry: LeafEntry, wanted: Wanted) -> bool:
+    """Whether one can become the other at all."""
+    if (entry.kind == "string") != (wanted.kind == "string"):
+        return False
+    return entry.prng_impl == wanted.prng_impl
+
+
+def _may_pad(entry: LeafEntry, wanted: Wanted) -> bool:
+    assert wanted.shape is not None
+    return len(wanted.shape) == len(entry.shape)
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    zeros = allocate(shape, dtype)
+    # By bytes: some dtypes of ml_dtypes cannot be assigned a Python number.
+    zeros.reshape(-1).view(np.uint8)[...] = 0
+    return zeros

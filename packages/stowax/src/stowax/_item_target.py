@@ -1,0 +1,149 @@
+"""What a caller asks for, made ready to be held against a stored leaf.
+
+Here the settings of a load have their say about the abstract state: shardings over an
+abstract mesh are put on a real one, and where everything is to come back as NumPy, what
+asks for no device asks for NumPy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeGuard
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.layout import Format
+
+from stowax._context import LoadSettings
+from stowax._leaves import _registry as leaves
+from stowax._leaves._abstract import (
+    ArrayMetadata,
+    NumpyMetadata,
+    asked_placement,
+    is_array_like,
+)
+from stowax._leaves._jax_array import JaxArrayLeaf, key_dtype
+from stowax._manifest import LeafEntry
+
+_PYTHON_NAMES = {"bool": "bool", "int": "int", "uint": "int", "complex": "complex"}
+
+
+class NoMeshError(ValueError):
+    """A sharding over an abstract mesh, and nothing to put it on."""
+
+
+def ready(
+    target: Any, entry: LeafEntry, loading: LoadSettings
+) -> tuple[Any, LeafEntry]:
+    """The target as the settings have it, and the stored leaf as it is to be seen.
+
+    Raises:
+        NoMeshError: There is no mesh for its sharding.
+        ValueError: Its sharding cannot be had in this run.
+    """
+    if not JaxArrayLeaf().accepts_target(target):
+        if loading.as_numpy:
+            return target, _as_numpy(entry)
+        if entry.prng_impl and is_array_like(target) and target.dtype is None:
+            # As stored, and NumPy has no such dtype.
+            return ArrayMetadata(shape=target.shape, dtype=None), entry
+        return target, entry
+    sharding, layout = asked_placement(target)
+    if sharding is None:
+        return _on_host(target, entry) if loading.as_numpy else (target, entry)
+    if not _is_over_abstract_mesh(sharding):
+        return target, entry
+    if loading.mesh is None:
+        raise NoMeshError("its mesh is abstract, and no mesh is in scope")
+    sharding = jax.sharding.NamedSharding(
+        loading.mesh, sharding.spec, memory_kind=sharding.memory_kind
+    )
+    placed = sharding if layout is None else Format(layout, sharding)
+    return (
+        ArrayMetadata(shape=target.shape, dtype=target.dtype, sharding=placed),
+        entry,
+    )
+
+
+def ready_default(entry: LeafEntry, loading: LoadSettings) -> tuple[Any, LeafEntry]:
+    """The same, where the caller asks for nothing in particular."""
+    if loading.as_numpy:
+        entry = _as_numpy(entry)
+    return leaves.default_target(entry), entry
+
+
+def metadata_leaf(entry: LeafEntry, loading: LoadSettings) -> Any:
+    """What `metadata()` shows of a stored leaf."""
+    return leaves.metadata(_as_numpy(entry) if loading.as_numpy else entry)
+
+
+def asked_form(target: Any, entry: LeafEntry | None = None) -> str:
+    """What a target asks for, for people: `float32[4, 5]`, `int`, `string`."""
+    if target is str or isinstance(target, str):
+        return "string"
+    if target is jax.Array or target is np.ndarray:
+        return "an array" if entry is None else stored_form(entry)
+    if isinstance(target, type):
+        return target.__name__
+    if not hasattr(target, "shape") or not hasattr(target, "dtype"):
+        return type(target).__name__
+    shape, dtype = target.shape, target.dtype
+    if entry is not None:
+        # None in it means as stored.
+        shape = entry.shape if shape is None else shape
+        dtype = entry.dtype if dtype is None else dtype
+    return _form(dtype, shape)
+
+
+def stored_form(entry: LeafEntry) -> str:
+    """What is stored, in the same words."""
+    if entry.kind == "scalar":
+        family = (entry.dtype or "").rstrip("0123456789")
+        return _PYTHON_NAMES.get(family, "float")
+    if entry.prng_impl is not None:
+        try:
+            dtype = key_dtype(entry.prng_impl)
+        except ValueError:  # Not registered in this program.
+            dtype = f"key<{entry.prng_impl}>"
+        return _form(dtype, entry.shape[:-1])
+    return entry.kind if entry.dtype is None else _form(entry.dtype, entry.shape)
+
+
+def _form(dtype: Any, shape: Any) -> str:
+    name: Callable[[Any], str] = str
+    if not jnp.issubdtype(dtype, jax.dtypes.extended):
+        name = lambda dtype: np.dtype(dtype).name  # noqa: E731
+    dtype = "?" if dtype is None else name(dtype)
+    return f"{dtype}{'' if shape is None else list(shape)}"
+
+
+def _on_host(target: Any, entry: LeafEntry) -> tuple[Any, LeafEntry]:
+    if target is jax.Array:
+        return np.ndarray, _as_numpy(entry)
+    shape, dtype = target.shape, target.dtype
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if entry.prng_impl is None or key_dtype(entry.prng_impl) != dtype:
+            return target, entry
+        shape = None if shape is None else (*shape, *entry.shape[-1:])
+        dtype = None
+    asked_shape = entry.shape if shape is None else shape
+    return NumpyMetadata(shape=asked_shape, dtype=dtype), _as_numpy(entry)
+
+
+def _as_numpy(entry: LeafEntry) -> LeafEntry:
+    """A stored array as it would be, had it been saved as NumPy."""
+    if entry.kind != "jax.Array":
+        return entry
+    return dataclasses.replace(
+        entry, kind="np.ndarray", prng_impl=None, sharding=None, write_shape=None
+    )
+
+
+def _is_over_abstract_mesh(
+    sharding: jax.sharding.Sharding,
+) -> TypeGuard[jax.sharding.NamedSharding]:
+    return isinstance(sharding, jax.sharding.NamedSharding) and isinstance(
+        sharding.mesh, jax.sharding.AbstractMesh
+    )

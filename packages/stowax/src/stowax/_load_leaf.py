@@ -1,0 +1,129 @@
+"""One leaf of a stored tree, or one slice of it, without the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from stowax._caller import in_mesh, warn
+from stowax._context import Settings, check_supported, current_settings
+from stowax._item_leaf import ANYTHING, LeafFit, plan_leaf
+from stowax._keypath import at_leaf
+from stowax._load import AUTO, in_time
+from stowax._manifest import LeafEntry
+from stowax._named_tree import NamedTree, read_tree
+from stowax._operation import absolute, runtime_of
+from stowax._plan._index import view_of
+from stowax._plan._match import near_name
+from stowax._plan._preview import LoadPreview
+from stowax.errors import LeafIndexError, LeafNotFoundError
+
+
+def load_leaf(
+    path: Any,
+    name: str,
+    *,
+    index: Any = None,
+    abstract_leaf: Any = None,
+    checkpointable_name: str | None = AUTO,
+) -> Any:
+    """Loads one leaf of a tree, or one slice of it.
+
+    Only the chunks that hold the slice are read, and of large chunks of this library
+    only the MiB blocks that it lies in. Every byte that is used is verified.
+
+    Args:
+        path: The checkpoint.
+        name: The leaf, as messages and `preview_load` name it: ``"params.w"``; ``""``
+            for a tree that is a leaf.
+        index: A basic index of the stored array, as NumPy has it: integers, slices
+            without a step, `...`, in a tuple for several axes. None: all of it.
+        abstract_leaf: What to make of it, see `load`; its shape is that of the slice.
+            None: as it was saved.
+        checkpointable_name: Which tree; see `load`.
+
+    Returns:
+        The leaf. A slice of a `jax.Array` is not committed to a device, however the
+        array was spread, unless the abstract leaf has a sharding.
+
+    Raises:
+        LeafNotFoundError: The tree has no such leaf; proposes near names.
+        LeafIndexError: The index is none, or goes beyond the array.
+        TreeMismatchError: The abstract leaf does not fit.
+        Exception: See `load`.
+
+    Example:
+        >>> import numpy as np
+        >>> import stowax
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> stowax.save(path, {"w": np.arange(12).reshape(3, 4), "step": 7})
+        >>> stowax.load_leaf(path, "w", index=np.s_[1, -2:])
+        array([6, 7])
+        >>> stowax.load_leaf(path, "step")
+        7
+    """
+    location, settings = absolute(path), current_settings()
+    check_supported(settings, saving=False)
+    target = ANYTHING if abstract_leaf is None else abstract_leaf
+
+    async def read_leaf(tree: NamedTree) -> Any:
+        fit = _fit(tree, name, index, target, settings)
+        if fit.plan is None:
+            LoadPreview(tree.item.path, [fit.row()]).check()
+        assert fit.plan is not None
+        if fit.note:
+            warn(f"{location}: the dtype asked for loses values: {name}: {fit.note}")
+        begun = fit.plan.begin()
+        await tree.operation.submit(tree.item.source.read(begun.requests))
+        with in_mesh(settings.loading.mesh):
+            return begun.place(tree.operation.processes)
+
+    async def read() -> Any:
+        return await read_tree(location, settings, checkpointable_name, read_leaf)
+
+    work = in_time(read, settings, f"load of {name!r} of {location}")
+    return runtime_of(settings).drive(work)
+
+
+def _fit(
+    tree: NamedTree, name: str, index: Any, target: Any, settings: Settings
+) -> LeafFit:
+    leaves = tree.item.manifest.leaves
+    position = _find(leaves, name, tree.item.path)
+    entry = leaves[position]
+    view = None
+    if index is not None:
+        if entry.dtype is None:
+            raise LeafIndexError(f"leaf {name!r} is a {entry.kind}, and has no slices")
+        with at_leaf(name):
+            extra = int(entry.prng_impl is not None)
+            view = view_of(index, entry.shape, extra=extra)
+    with in_mesh(settings.loading.mesh):
+        return plan_leaf(
+            position,
+            entry,
+            target,
+            name=name,
+            loading=settings.loading,
+            processes=tree.operation.processes,
+            view=view,
+        )
+
+
+def _find(leaves: Sequence[LeafEntry], name: str, path: str) -> int:
+    for position, entry in enumerate(leaves):
+        if entry.name == name:
+            return position
+    names = [entry.name for entry in leaves]
+    near = near_name(name, names)
+    below = [n for n in names if n.startswith(f"{name}.")]
+    if below:
+        hint = f"it is a container, with {below[0]!r} in it"
+    elif near is not None:
+        hint = f"near it is {near!r}"
+    else:
+        hint = f"it has {', '.join(map(repr, names[:8]))}" + ", …" * (len(names) > 8)
+    raise LeafNotFoundError(
+        f"the tree at {path} has no leaf {name!r}; {hint}. `stowax.preview_load(path)` "
+        "shows them all"
+    )
