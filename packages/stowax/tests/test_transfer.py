@@ -1,5 +1,9 @@
 """Arrays come to the host and go to devices whole, sharing memory where they can."""
 
+import concurrent.futures
+import sys
+import threading
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from stowax._sharding import boxes_by_device
 from stowax._transfer import (
     ALIGNMENT_BYTES,
     allocate,
+    shards_here,
     to_default_device,
     to_devices,
     to_host,
@@ -34,6 +39,29 @@ def test_host_arrays_pass():
     (found,) = to_host([host])
 
     assert found is host
+
+
+def test_threads_see_every_shard_once():
+    """Threads that ask for the shards of a new array at once are all told of eight.
+
+    JAX alone tells some of them of fewer, or of some twice.
+    """
+    threads, together = 4, threading.Barrier(4)
+    sharding = NamedSharding(mesh(8), P("x"))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def ask(array):
+        together.wait()
+        return len(shards_here(array))
+
+    try:
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            for _ in range(20):
+                array = jax.device_put(np.zeros(8), sharding)
+                assert list(pool.map(ask, [array] * threads)) == [8] * threads
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (7, 3), (1 << 16,)], ids=str)

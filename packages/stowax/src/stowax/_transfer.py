@@ -8,6 +8,7 @@ of ours; and a 64-byte aligned host array is adopted by `jax.device_put` as it i
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,21 @@ from stowax._box import Box
 
 ALIGNMENT_BYTES = 64
 """What XLA asks of host memory that it is to adopt."""
+
+
+_SHARDS = threading.Lock()
+
+
+def shards_here(array: jax.Array) -> dict[jax.Device, jax.Array]:
+    """The parts of an array that lie on devices of this process, by device.
+
+    JAX makes them when they are first asked for, without a lock of its own: threads
+    that ask at the same time are given too few of them, or some twice.
+    """
+    with _SHARDS:
+        # `Any`: to the checker, what is here might have no data.
+        shards: Sequence[Any] = array.addressable_shards
+    return {shard.device: shard.data for shard in shards}
 
 
 def to_host(parts: Sequence[jax.Array | np.ndarray]) -> list[np.ndarray]:

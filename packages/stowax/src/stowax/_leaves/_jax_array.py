@@ -31,7 +31,7 @@ from stowax._leaves._abstract import (
 from stowax._leaves._base import Description, Holding, Wanted
 from stowax._manifest import LeafEntry
 from stowax._processes import Processes
-from stowax._transfer import to_default_device, to_devices
+from stowax._transfer import shards_here, to_default_device, to_devices
 from stowax.errors import UnsupportedLeafError
 
 
@@ -85,9 +85,9 @@ class JaxArrayLeaf:
             shape = (*value.shape, *boxes[0].shape[value.ndim :])
             own = _own_boxes(value.sharding, value.shape, shape, processes)
             held = {
-                own[shard.device]: shard.data
-                for shard in value.addressable_shards
-                if shard.device in own and own[shard.device] in boxes
+                own[device]: data
+                for device, data in shards_here(value).items()
+                if device in own and own[device] in boxes
             }
             parts = [held[box] for box in boxes]
         if not _is_key(value.dtype):
