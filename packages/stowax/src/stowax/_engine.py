@@ -299,8 +299,9 @@ class ChunkSource:
             await on_worker(self._take, path, chunk, payload)
             return
         direct = _direct_memory(chunk)
-        memory = allocate((chunk.length_bytes,), np.dtype(np.uint8))
-        payload = memory if direct is None else direct
+        payload = direct
+        if payload is None:
+            payload = allocate((chunk.length_bytes,), np.dtype(np.uint8))
         for begin, end in _needed_bytes(chunk):
             part = payload[begin:end]
             await self._fill(path, [chunk], part, skipped_bytes=begin)
