@@ -24,6 +24,7 @@ from sample_trees import (
     Nothing,
     Point,
     abstract,
+    all_kinds,
     bits,
     containers,
     differences,
@@ -31,10 +32,9 @@ from sample_trees import (
     keys,
     mesh,
     numpy_arrays,
-    scalars,
+    orbax_holds,
     sharded_arrays,
     shardings,
-    strings,
 )
 
 import stowax
@@ -44,34 +44,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 def orbax_can(family):
     """The samples of a family, less those that Orbax cannot hold."""
-    match family:
-        case "jax":
-            # It refuses arrays without elements, and dtypes without a zarr name.
-            return {k: a for k, a in jax_arrays().items() if _is_plain(a)}
-        case "sharded":
-            return sharded_arrays()
-        case "keys":
-            return keys()
-        case "numpy":
-            arrays = {k: a for k, a in numpy_arrays().items() if _is_plain(a)}
-            # NumPy scalars are numbers to it.
-            return {k: a for k, a in arrays.items() if isinstance(a, np.ndarray)}
-        case "scalars":
-            # No complex numbers, and no integers beyond 63 bits.
-            return {k: n for k, n in scalars().items() if k not in _NO_SCALARS}
-        case "strings":
-            return strings()
-        case "containers":
-            return {k: c for k, c in containers().items() if k != "unnamed"}
-    raise ValueError(family)
+    if family == "containers":
+        return {k: c for k, c in containers().items() if k != "unnamed"}
+    samples = all_kinds()[family].items()
+    return {name: leaf for name, leaf in samples if orbax_holds(leaf)}
 
-
-def _is_plain(array):
-    """Whether Orbax can save an array."""
-    return array.size and array.dtype.name not in (*OWN_DTYPES, *HOST_DTYPES)
-
-
-_NO_SCALARS = ("complex", "larger")
 
 FAMILIES = ["jax", "sharded", "keys", "numpy", "scalars", "strings", "containers"]
 

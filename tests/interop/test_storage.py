@@ -208,7 +208,9 @@ def test_conversions_are_theirs(tmp_path, stored):
     host["fractions"] = np.array([0.1, 1.7, -0.3, 1.5], np.float32)
     saved = {name: jax.device_put(array) for name, array in host.items()}
     saved["host"] = np.array([1.25, 0.5])
-    saved["n"] = 1
+    if not stored.startswith("complex"):
+        # Such a number leaves Orbax without metadata, so to it ours is an array.
+        saved["n"] = 1
     storage = {"dtype": dtype(stored)}
 
     save(tmp_path / "ours", saved, storage_options=StorageOptions(**storage))

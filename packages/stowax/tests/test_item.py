@@ -14,6 +14,7 @@ from stowax._context import Context, LoadSettings
 from stowax._formats._detect import open_tree
 from stowax._item_read import metadata_tree, plan_load
 from stowax._item_write import complete_items, stage_item, told_parts, write_part
+from stowax._leaves._registry import Leaves
 from stowax._operation import Operation, in_place
 from stowax._processes import OneProcess
 from stowax.errors import TreeError, TreeMismatchError
@@ -21,6 +22,7 @@ from stowax.options import FileOptions
 from stowax.testing import MemoryStore
 
 ONE = OneProcess()
+LEAVES = Leaves()
 
 
 def operation(store) -> Operation:
@@ -33,7 +35,7 @@ def saved(tree):
     current = operation(MemoryStore())
 
     async def there():
-        staged = stage_item(tree, ONE, borrow=True)
+        staged = stage_item(tree, ONE, borrow=True, leaves=LEAVES)
         await write_part(staged, "/item", current)
         await complete_items(current, [told_parts(current)])
         return await open_tree(current.store, "/item", {}, verify=True)
@@ -44,7 +46,12 @@ def saved(tree):
 def plan(item, target, *, has_target=True):
     """Plans a load, and takes the memory for it."""
     return plan_load(
-        item, target, has_target=has_target, loading=LoadSettings(), processes=ONE
+        item,
+        target,
+        has_target=has_target,
+        loading=LoadSettings(),
+        processes=ONE,
+        leaves=LEAVES,
     ).begin()
 
 
@@ -96,7 +103,7 @@ class Watched(dict):
 def test_documents_are_encoded_off_the_loop():
     """However many leaves there are, the engine's loop goes on meanwhile."""
     current = operation(MemoryStore())
-    staged = stage_item({"w": jax.numpy.zeros(3)}, ONE, borrow=True)
+    staged = stage_item({"w": jax.numpy.zeros(3)}, ONE, borrow=True, leaves=LEAVES)
     (entry,) = staged.entries
     sharding = Watched(entry.sharding)
     entry = dataclasses.replace(entry, sharding=sharding)
@@ -117,8 +124,12 @@ def test_staging_copies_what_may_change():
     """Unless it may be borrowed, host memory is copied; arrays of JAX never."""
     array = np.arange(4.0)
 
-    copied = stage_item({"a": array}, ONE, borrow=False).parts[0, whole((4,))]
-    borrowed = stage_item({"a": array}, ONE, borrow=True).parts[0, whole((4,))]
+    copied = stage_item({"a": array}, ONE, borrow=False, leaves=LEAVES).parts[
+        0, whole((4,))
+    ]
+    borrowed = stage_item({"a": array}, ONE, borrow=True, leaves=LEAVES).parts[
+        0, whole((4,))
+    ]
 
     assert not np.shares_memory(copied, array)
     assert np.shares_memory(borrowed, array)
@@ -128,7 +139,7 @@ def test_every_shard_is_staged_once():
     """Of a replicated array one replica of every part is staged."""
     array = jax.device_put(bits("int16", (8, 16)), shardings()["half"])
 
-    staged = stage_item(array, ONE, borrow=True)
+    staged = stage_item(array, ONE, borrow=True, leaves=LEAVES)
 
     assert sorted(box.start for _, box in staged.parts) == [(0, 0), (4, 0)]
     assert sum(part.size for part in staged.parts.values()) == array.size
@@ -138,7 +149,7 @@ def test_nothing_is_staged_of_a_bad_tree():
     """A tree that cannot be saved as a whole is refused as a whole."""
     for tree in (None, {"a": object()}, {"a.b": 1, "a": {"b": 2}}):
         with pytest.raises(TreeError):
-            stage_item(tree, ONE, borrow=True)
+            stage_item(tree, ONE, borrow=True, leaves=LEAVES)
 
 
 def test_plan_reads_only_what_is_needed():

@@ -19,6 +19,7 @@ OURS = {
     "PyTreeMetadataOptions",  # the peer keeps it elsewhere
     "FileOptions.store",
     "CheckpointablesOptions.handlers",
+    "PyTreeOptions.leaf_handlers",
     "PyTreeOptions.Loading.rename",
     "PyTreeOptions.Loading.container_types",
     "ArrayOptions.Loading.casting",

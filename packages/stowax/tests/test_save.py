@@ -39,7 +39,9 @@ from stowax.options import AsyncOptions, FileOptions, MemoryOptions
 from stowax.testing import MemoryStore
 
 SOAK = int(os.environ.get("STOWAX_SOAK", "0"))
-FAMILIES = ["jax", "sharded", "keys", "numpy", "scalars", "strings", "containers"]
+FAMILIES = [
+    *("jax", "sharded", "keys", "numpy", "scalars", "strings", "bytes", "containers"),
+]
 
 
 def snapshot(directory):
@@ -102,7 +104,10 @@ class TestRoundTrip:
 
     @pytest.mark.parametrize(
         "state",
-        [{}, [], (), {"a": {}}, [[], {}], Nothing(), 7, 2.5, "text", True, 1 + 2j],
+        [
+            *({}, [], (), {"a": {}}, [[], {}], Nothing()),
+            *(7, 2.5, "text", True, 1 + 2j, 2**70, b"bytes"),
+        ],
         ids=repr,
     )
     def test_small_roots(self, place, state):
@@ -290,7 +295,7 @@ class TestRefusals:
 
         assert snapshot(tmp_path) == before
 
-    @pytest.mark.parametrize("leaf", [len, object(), {1, 2}, b"bytes"], ids=_type)
+    @pytest.mark.parametrize("leaf", [len, object(), {1, 2}, bytearray(3)], ids=_type)
     @pytest.mark.parametrize("overwrite", [False, True])
     def test_unsupported_leaf(self, tmp_path, leaf, overwrite):
         """A leaf that no checkpoint can hold is named, and nothing is written."""
@@ -362,7 +367,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         "leaf",
-        [2**64, -(2**63) - 1, "\ud800", np.array([object()]), np.array(["text"])],
+        ["\ud800", np.array([object()]), np.array(["text"])],
         ids=_type,
     )
     def test_value_out_of_bounds(self, tmp_path, leaf):

@@ -159,6 +159,9 @@ class Settings:
     loading: LoadSettings = LoadSettings()
     """How trees are read."""
 
+    leaf_handlers: tuple[object, ...] = ()
+    """Types of leaves on top of the standard ones, the last one first."""
+
     rich_types: bool = False
     """Whether tuples and NamedTuples are told apart in the documents of Orbax, too."""
 
@@ -477,6 +480,7 @@ class Context(OptionGroup):
         return Settings(
             verify=self.integrity.verify,
             loading=_load_settings(self),
+            leaf_handlers=tuple(self.pytree.leaf_handlers),
             rich_types=self.pytree.saving.pytree_metadata_options.support_rich_types,
             timeout_secs=self.asynchronous.timeout_secs,
             post_finalization_callback=self.asynchronous.post_finalization_callback,

@@ -6,7 +6,7 @@ Planning takes no memory and reads nothing, so a dry run ends here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +24,14 @@ from stowax._item_target import (
     stored_form,
 )
 from stowax._keypath import at_leaf
-from stowax._leaves import _registry as leaves
-from stowax._leaves._base import LeafHandler, Wanted
-from stowax._manifest import LeafEntry
+from stowax._leaves._base import StandardLeaf, UnlikeError, Wanted
+from stowax._leaves._registry import Leaves, kind_of_target
+from stowax._manifest import TEXT_KINDS, LeafEntry
 from stowax._plan._cast import convert, loss
 from stowax._plan._index import View
 from stowax._plan._preview import Cause, LeafPreview, Outcome
 from stowax._processes import Processes
 from stowax._transfer import allocate
-from stowax.errors import UnsupportedLeafError
 
 ANYTHING: Any = object()
 """The target where the caller asked for nothing in particular."""
@@ -46,7 +45,9 @@ class LeafPlan:
     entry: LeafEntry
     """As it is to be seen: a slice looks like a whole array."""
     target: Any
-    handler: LeafHandler
+    kind: StandardLeaf
+    decode: Callable[[Any], Any] | None
+    """Makes the value of a taught type of what the kind gives."""
     wanted: Wanted
     view: View | None
 
@@ -116,7 +117,8 @@ class BegunLeaf:
         plan = self.plan
         with at_leaf(plan.entry.name):
             parts = {part.box: self._made(part) for part in self.parts}
-            return plan.handler.place(plan.target, plan.entry, parts, processes)
+            value = plan.kind.place(plan.target, plan.entry, parts, processes)
+            return value if plan.decode is None else plan.decode(value)
 
     def _made(self, part: _Part) -> np.ndarray:
         stored = self.plan.stored_dtype
@@ -148,14 +150,18 @@ class LeafFit:
     note: str = ""
     """Why it does not fit, or what is lost."""
     cause: Cause = ""
+    taught: str = ""
+    """Name of the type that is asked for, if it is one that was taught."""
 
     def row(self) -> LeafPreview:
         """The same in words."""
-        asked = self.target is not ANYTHING
+        asked = repr(self.taught) if self.taught else ""
+        if not asked and self.target is not ANYTHING:
+            asked = asked_form(self.target, self.entry)
         return LeafPreview(
             target=self.name,
             stored=self.entry.name,
-            asked_form=asked_form(self.target, self.entry) if asked else "",
+            asked_form=asked,
             stored_form=stored_form(self.entry),
             outcome="mismatch" if self.plan is None else _outcome(self.plan),
             note=self.note,
@@ -171,6 +177,7 @@ def plan_leaf(
     name: str,
     loading: LoadSettings,
     processes: Processes,
+    leaves: Leaves,
     view: View | None = None,
 ) -> LeafFit:
     """How to load one leaf, or why it does not fit.
@@ -182,29 +189,41 @@ def plan_leaf(
         name: Of the leaf in the result.
         loading: The settings.
         processes: Says which parts this process needs.
+        leaves: The kinds of leaves that are known.
         view: Which slice of it is meant; None for all of it.
 
     Raises:
         UnsupportedLeafError: The target asks for nothing that a checkpoint can hold.
+        Exception: Whatever the handler of a taught type raises.
     """
-    if view is not None and view.shape != entry.shape:
-        # The recorded sharding is about axes and extents that a slice does not have.
-        entry = dataclasses.replace(entry, shape=view.shape, sharding=None)
+    if view is not None:
+        entry = _sliced(entry, view)
 
-    def fit(plan: LeafPlan | None, note: str = "", cause: Cause = "") -> LeafFit:
+    def fit(
+        plan: LeafPlan | None, note: str = "", cause: Cause = "", taught: str = ""
+    ) -> LeafFit:
         return LeafFit(
-            name=name, entry=entry, target=target, plan=plan, note=note, cause=cause
+            name=name,
+            entry=entry,
+            target=target,
+            plan=plan,
+            note=note,
+            cause=cause,
+            taught=taught,
         )
 
     try:
-        if target is ANYTHING:
-            asked, seen = ready_default(entry, loading)
+        with at_leaf(name):
+            asked = leaves.ask(None if target is ANYTHING else target, entry)
+    except UnlikeError as error:
+        return fit(None, cause="kind", taught=str(error))
+    try:
+        if asked.target is None:
+            ready_target, seen = ready_default(entry, loading)
         else:
-            asked, seen = ready(target, entry, loading)
-        handler = leaves.for_target(asked, name)
-        wanted = handler.want(asked, seen, processes)
-    except UnsupportedLeafError:
-        raise
+            ready_target, seen = ready(asked.target, entry, loading)
+        kind = kind_of_target(ready_target)
+        wanted = kind.want(ready_target, seen, processes)
     except NoMeshError as error:
         return fit(None, str(error), "mesh")
     except ValueError as error:
@@ -215,8 +234,9 @@ def plan_leaf(
     plan = LeafPlan(
         position=position,
         entry=seen,
-        target=asked,
-        handler=handler,
+        target=ready_target,
+        kind=kind,
+        decode=asked.decode,
         wanted=wanted,
         view=view,
     )
@@ -237,9 +257,25 @@ def _outcome(plan: LeafPlan) -> Outcome:
     return "cast, padded" if plan.is_cast else "padded"
 
 
+def _sliced(entry: LeafEntry, view: View) -> LeafEntry:
+    """A slice of a leaf, which looks like a whole array."""
+    kind = entry.kind
+    if kind == "bytes" and len(view.shape) != 1:
+        kind = "np.ndarray"
+    # The recorded sharding is about axes and extents that a slice does not have.
+    sharding = entry.sharding if view.shape == entry.shape else None
+    # A taught type makes values of whole stored forms: `custom` is None.
+    return dataclasses.replace(
+        entry, kind=kind, shape=view.shape, sharding=sharding, custom=None
+    )
+
+
 def _is_of_one_kind(entry: LeafEntry, wanted: Wanted) -> bool:
     """Whether one can become the other at all."""
-    if (entry.kind == "string") != (wanted.kind == "string"):
+    has_text = entry.kind in TEXT_KINDS or wanted.kind in TEXT_KINDS
+    if has_text and entry.kind != wanted.kind:
+        return False
+    if wanted.kind == "bytes" and (entry.dtype, len(entry.shape)) != ("uint8", 1):
         return False
     return entry.prng_impl == wanted.prng_impl
 

@@ -16,7 +16,9 @@ from stowax._formats._detect import open_tree
 from stowax._item_leaf import ANYTHING, LeafFit, plan_leaf
 from stowax._item_target import asked_form, metadata_leaf, stored_form
 from stowax._item_types import by_name, misfits
-from stowax._keypath import Node, flatten, unflatten
+from stowax._keypath import FlatTree, Node, flatten, unflatten
+from stowax._leaves._refusal import check_all
+from stowax._leaves._registry import Leaves
 from stowax._manifest import LeafEntry
 from stowax._operation import Operation
 from stowax._plan._match import HINT_COUNT, match_paths, near_name
@@ -24,6 +26,7 @@ from stowax._plan._preview import LeafPreview, LoadPreview
 from stowax._plan._rename import Rules
 from stowax._plan._select import select, show_unused
 from stowax._processes import Processes
+from stowax.errors import UnsupportedLeafError
 from stowax.tree import PLACEHOLDER
 
 
@@ -130,6 +133,7 @@ def plan_load(
     has_target: bool,
     loading: LoadSettings,
     processes: Processes,
+    leaves: Leaves,
 ) -> LoadPlan:
     """Matches a target with what is stored, and says what would be done.
 
@@ -139,33 +143,43 @@ def plan_load(
         has_target: Whether there is one; None is an abstract state too.
         loading: The settings.
         processes: Says which parts this process needs.
+        leaves: The kinds of leaves that are known.
 
     Raises:
         RenameError: The rules of the settings cannot be followed.
-        UnsupportedLeafError: A leaf asks for nothing that a checkpoint can hold.
+        UnsupportedLeafError: Lists every leaf that asks for nothing that a checkpoint
+            can hold.
         UnsupportedOptionError: A class of the settings can make no container.
     """
     rules, types = Rules(loading.rename), by_name(loading.container_types)
     if has_target:
-        asked = _asked(item.manifest.leaves, target, rules, loading)
+        flat = flatten(target, leaves.takes_target)
+        asked = _asked(item.manifest.leaves, flat, rules, loading)
     else:
         asked = _stored(item, rules)
-    leaves = [
-        leaf.row
-        or plan_leaf(
-            leaf.position,
-            item.manifest.leaves[leaf.position],
-            leaf.target,
-            name=leaf.name,
-            loading=loading,
-            processes=processes,
-        )
-        for leaf in asked.leaves
-    ]
+    planned: list[LeafFit | LeafPreview] = []
+    unsupported: list[str] = []
+    for leaf in asked.leaves:
+        try:
+            planned.append(
+                leaf.row
+                or plan_leaf(
+                    leaf.position,
+                    item.manifest.leaves[leaf.position],
+                    leaf.target,
+                    name=leaf.name,
+                    loading=loading,
+                    processes=processes,
+                    leaves=leaves,
+                )
+            )
+        except UnsupportedLeafError as error:
+            unsupported.append(str(error))
+    check_all(unsupported, "loaded")
     return LoadPlan(
         path=item.path,
         root=asked.root,
-        leaves=tuple(leaves),
+        leaves=tuple(planned),
         others=asked.others,
         problems=[*asked.problems, *misfits(asked.root, types)],
         processes=processes,
@@ -229,10 +243,9 @@ def _stored(item: TreeItem, rules: Rules) -> _AskedTree:
 
 
 def _asked(
-    entries: Sequence[LeafEntry], target: Any, rules: Rules, loading: LoadSettings
+    entries: Sequence[LeafEntry], flat: FlatTree, rules: Rules, loading: LoadSettings
 ) -> _AskedTree:
     """The abstract state, with the stored leaf for each of its leaves."""
-    flat = flatten(target)
     skipped = [leaf is PLACEHOLDER for leaf in flat.leaves]
     match = match_paths(flat, entries, skipped=skipped, rules=rules)
     unused = [entries[i].name for i in match.unused]

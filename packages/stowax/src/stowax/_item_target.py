@@ -17,14 +17,15 @@ import numpy as np
 from jax.experimental.layout import Format
 
 from stowax._context import LoadSettings
-from stowax._leaves import _registry as leaves
 from stowax._leaves._abstract import (
     ArrayMetadata,
+    CustomLeafMetadata,
     NumpyMetadata,
     asked_placement,
     is_array_like,
 )
 from stowax._leaves._jax_array import JaxArrayLeaf, key_dtype
+from stowax._leaves._registry import default_target, metadata
 from stowax._manifest import LeafEntry
 
 _PYTHON_NAMES = {"bool": "bool", "int": "int", "uint": "int", "complex": "complex"}
@@ -71,16 +72,18 @@ def ready_default(entry: LeafEntry, loading: LoadSettings) -> tuple[Any, LeafEnt
     """The same, where the caller asks for nothing in particular."""
     if loading.as_numpy:
         entry = _as_numpy(entry)
-    return leaves.default_target(entry), entry
+    return default_target(entry), entry
 
 
 def metadata_leaf(entry: LeafEntry, loading: LoadSettings) -> Any:
     """What `metadata()` shows of a stored leaf."""
-    return leaves.metadata(_as_numpy(entry) if loading.as_numpy else entry)
+    return metadata(_as_numpy(entry) if loading.as_numpy else entry)
 
 
 def asked_form(target: Any, entry: LeafEntry | None = None) -> str:
     """What a target asks for, for people: `float32[4, 5]`, `int`, `string`."""
+    if isinstance(target, CustomLeafMetadata):
+        return repr(target.typestr)
     if target is str or isinstance(target, str):
         return "string"
     if target is jax.Array or target is np.ndarray:
@@ -99,6 +102,13 @@ def asked_form(target: Any, entry: LeafEntry | None = None) -> str:
 
 def stored_form(entry: LeafEntry) -> str:
     """What is stored, in the same words."""
+    if entry.custom is not None:
+        form = stored_form(dataclasses.replace(entry, custom=None))
+        return f"{entry.custom.typestr!r} as {form}"
+    if entry.kind == "integer":
+        return "int of more than 64 bits"
+    if entry.kind == "bytes":
+        return "bytes"
     if entry.kind == "scalar":
         family = (entry.dtype or "").rstrip("0123456789")
         return _PYTHON_NAMES.get(family, "float")

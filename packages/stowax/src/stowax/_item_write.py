@@ -36,14 +36,16 @@ from stowax._formats import _orbax_json
 from stowax._formats._stowax import MANIFEST, PART_PREFIX, PROCESS_PREFIX
 from stowax._keypath import (
     FlatTree,
+    KeyPath,
     Node,
     array_prefix,
     at_leaf,
     check_names,
     flatten,
 )
-from stowax._leaves import _registry as leaves
-from stowax._leaves._base import Description, LeafHandler
+from stowax._leaves._base import Description
+from stowax._leaves._refusal import check_all
+from stowax._leaves._registry import EncodedLeaf, Leaves
 from stowax._manifest import Digest, LeafEntry, Manifest
 from stowax._operation import ItemPart, Operation
 from stowax._plan._storage import LeafStorage, narrowed, plan_storage
@@ -53,7 +55,7 @@ from stowax._runtime import on_worker
 from stowax._stores._base import join
 from stowax._tasks import run_all
 from stowax._transfer import to_host
-from stowax.errors import ProcessesError, TreeError
+from stowax.errors import ProcessesError, TreeError, UnsupportedLeafError
 
 _AS_USUAL = SaveSettings()
 
@@ -77,6 +79,7 @@ def stage_item(
     processes: Processes,
     *,
     borrow: bool,
+    leaves: Leaves,
     saving: SaveSettings = _AS_USUAL,
     codec: str | None = None,
 ) -> StagedItem:
@@ -86,6 +89,7 @@ def stage_item(
         tree: Any tree; nothing is written if it cannot be saved as a whole.
         processes: Says what this process holds.
         borrow: Whether the caller leaves host arrays alone until all is written.
+        leaves: The kinds of leaves that it may have.
         saving: How arrays are to be stored.
         codec: How chunks are compressed; None: not at all.
 
@@ -95,18 +99,11 @@ def stage_item(
     """
     if tree is None:
         raise TreeError("None is no state; to save nothing, save an empty dict, {}")
-    flat = flatten(tree)
+    flat = flatten(tree, leaves.takes_value)
     check_names(flat.root)
-    handlers = [
-        leaves.for_value(leaf, name)
-        for leaf, name in zip(flat.leaves, flat.names, strict=True)
-    ]
-    described: list[Description] = []
-    for handler, leaf, name in zip(handlers, flat.leaves, flat.names, strict=True):
-        with at_leaf(name):
-            described.append(handler.describe(leaf, processes))
+    encoded, described = _describe(flat, leaves, processes)
     _orbax_json.check_string_names(
-        [n for n, d in zip(flat.names, described, strict=True) if d.kind == "string"]
+        [n for n, d in zip(flat.names, described, strict=True) if d.text is not None]
     )
     storages = plan_storage(flat, described, saving)
     alone = processes.count == 1
@@ -126,9 +123,9 @@ def stage_item(
         file_limit_bytes=saving.data_file_size_bytes,
     )
     entries = tuple(
-        _entry(path, name, d, storage, plan.chunk_shapes.get(i), codec)
-        for i, (path, name, d, storage) in enumerate(
-            zip(flat.paths, flat.names, described, storages, strict=True)
+        _entry(path, name, e, d, storage, plan.chunk_shapes.get(i), codec)
+        for i, (path, name, e, d, storage) in enumerate(
+            zip(flat.paths, flat.names, encoded, described, storages, strict=True)
         )
     )
     if not saving.record_shardings:
@@ -137,10 +134,30 @@ def stage_item(
         root=flat.root,
         entries=entries,
         plan=plan,
-        parts=_stage_parts(flat, handlers, plan, processes, borrow=borrow),
+        parts=_stage_parts(flat, encoded, plan, processes, borrow=borrow),
         narrowed=narrowed(flat.names, storages),
         tells_orbax_of_arrays=saving.record_array_metadata,
     )
+
+
+def _describe(
+    flat: FlatTree, leaves: Leaves, processes: Processes
+) -> tuple[list[EncodedLeaf], list[Description]]:
+    """What there is to store of every leaf; refuses all unsupported ones at once."""
+    encoded: list[EncodedLeaf] = []
+    described: list[Description] = []
+    problems: list[str] = []
+    for leaf, name in zip(flat.leaves, flat.names, strict=True):
+        try:
+            with at_leaf(name):
+                encoded.append(leaves.encode(leaf))
+                described.append(
+                    encoded[-1].kind.describe(encoded[-1].value, processes)
+                )
+        except UnsupportedLeafError as error:
+            problems.append(str(error))
+    check_all(problems, "written")
+    return encoded, described
 
 
 async def write_part(staged: StagedItem, directory: str, operation: Operation) -> None:
@@ -212,7 +229,11 @@ _STRUCTURE_BYTES = hashlib.sha256().digest_size
 def _structure(staged: StagedItem) -> bytes:
     """A digest of what all processes have to see alike."""
     facts = [
-        (e.name, e.kind == "jax.Array" and (e.dtype, e.shape, e.chunk_shape, e.codec))
+        (
+            e.name,
+            e.kind == "jax.Array" and (e.dtype, e.shape, e.chunk_shape, e.codec),
+            e.custom and e.custom.typestr,
+        )
         for e in staged.entries
     ]
     return hashlib.sha256(repr(facts).encode()).digest()
@@ -376,11 +397,12 @@ def _layout(
 
 
 def _entry(
-    path: Any,
+    path: KeyPath,
     name: str,
+    encoded: EncodedLeaf,
     description: Description,
     storage: LeafStorage | None,
-    chunk_shape: Any,
+    chunk_shape: tuple[int, ...] | None,
     codec: str | None,
 ) -> LeafEntry:
     shards = [holding.box.shape for holding in description.holdings]
@@ -400,12 +422,13 @@ def _entry(
         text=description.text,
         prng_impl=description.prng_impl,
         sharding=description.sharding,
+        custom=encoded.custom,
     )
 
 
 def _stage_parts(
     flat: FlatTree,
-    handlers: Sequence[LeafHandler],
+    encoded: Sequence[EncodedLeaf],
     plan: WritePlan,
     processes: Processes,
     *,
@@ -420,8 +443,8 @@ def _stage_parts(
     staged: list[Any] = []
     for leaf, boxes in needed.items():
         with at_leaf(flat.names[leaf]):
-            staged += handlers[leaf].stage(
-                flat.leaves[leaf], list(boxes), processes, borrow=borrow
+            staged += encoded[leaf].kind.stage(
+                encoded[leaf].value, list(boxes), processes, borrow=borrow
             )
         keys += [(leaf, box) for box in boxes]
     return dict(zip(keys, to_host(staged), strict=True))

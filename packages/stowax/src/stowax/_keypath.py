@@ -95,8 +95,12 @@ class FlatTree:
     leaves: tuple[Any, ...]
 
 
-def flatten(tree: Any) -> FlatTree:
+def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> FlatTree:
     """Takes a tree apart: whatever JAX knows as a container, and None, is a node.
+
+    Args:
+        tree: Any tree.
+        is_leaf: Tells which containers to keep whole; never asked of None.
 
     Raises:
         TreeError: It is too deep for this Python.
@@ -105,7 +109,9 @@ def flatten(tree: Any) -> FlatTree:
     leaves: list[Any] = []
 
     def visit(value: Any, path: KeyPath) -> Node:
-        keys_and_children = _open(value)
+        keys_and_children = None
+        if is_leaf is None or value is None or not _is_kept(value, path, is_leaf):
+            keys_and_children = _open(value)
         if keys_and_children is None:
             paths.append(path)
             leaves.append(value)
@@ -126,6 +132,15 @@ def flatten(tree: Any) -> FlatTree:
         ) from error
     names = tuple(map(leaf_name, paths))
     return FlatTree(root, tuple(paths), names, tuple(leaves))
+
+
+def _is_kept(value: Any, path: KeyPath, is_leaf: Callable[[Any], bool]) -> bool:
+    try:
+        return is_leaf(value)
+    except Exception:
+        # The code of a user: whatever it raises deserves its place.
+        with at_leaf(leaf_name(path)):
+            raise
 
 
 def unflatten(

@@ -9,6 +9,7 @@ from stowax._caller import in_mesh, warn
 from stowax._context import Settings, check_supported, current_settings
 from stowax._item_leaf import ANYTHING, LeafFit, plan_leaf
 from stowax._keypath import at_leaf
+from stowax._leaves._registry import Leaves
 from stowax._load import AUTO, in_time
 from stowax._manifest import LeafEntry
 from stowax._named_tree import NamedTree, read_tree
@@ -106,6 +107,7 @@ def _fit(
             name=name,
             loading=settings.loading,
             processes=tree.operation.processes,
+            leaves=Leaves(settings.leaf_handlers),
             view=view,
         )
 

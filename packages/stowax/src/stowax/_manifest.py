@@ -14,8 +14,24 @@ import numpy as np
 
 from stowax._keypath import KeyPath, Node
 
-LeafKind = Literal["jax.Array", "np.ndarray", "scalar", "string"]
-"""What a leaf was when it was saved; the words of the documents of Orbax."""
+LeafKind = Literal["jax.Array", "np.ndarray", "scalar", "string", "integer", "bytes"]
+"""What a leaf was when it was saved: words of the documents of Orbax, and two of ours.
+
+An `integer` is one beyond 64 bits, and `bytes` are stored as an array of `uint8`.
+"""
+
+TEXT_KINDS = ("string", "integer")
+"""Kinds of which the text is all there is; all others have an array."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomType:
+    """What a standard leaf stands for, if a type of the user's was stored as one."""
+
+    typestr: str
+    """Name of the type; nothing is ever imported by it."""
+    facts: Any = None
+    """A JSON value: what the stored form does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +42,7 @@ class LeafEntry:
     name: str
     kind: LeafKind
     dtype: str | None = None
-    """Name of the stored dtype as in zarr3 (`bfloat16`); None for a string."""
+    """Name of the stored dtype (`bfloat16`); None for a text."""
     shape: tuple[int, ...] = ()
     """Shape of the stored array; of a typed PRNG key that of its key data."""
     chunk_shape: tuple[int, ...] = ()
@@ -36,11 +52,13 @@ class LeafEntry:
     write_shape: tuple[int, ...] | None = None
     """Extent of one shard when it was written; only known of `jax.Array`."""
     text: str | None = None
-    """The value of a string."""
+    """The value of a string; that of an integer in hex, `-0x1f`."""
     prng_impl: str | None = None
     """`threefry2x32`, `rbg`, …: the stored array is the data of typed PRNG keys."""
     sharding: Mapping[str, Any] | None = None
     """Sharding of a `jax.Array` when it was saved, as `_sharding.describe` says it."""
+    custom: CustomType | None = None
+    """The leaf is the stored form of a value of this type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import Any
 from stowax._caller import in_mesh
 from stowax._context import check_supported, current_settings
 from stowax._item_read import plan_load
+from stowax._leaves._registry import Leaves
 from stowax._load import AUTO, in_time
 from stowax._metadata import CheckpointMetadata
 from stowax._named_tree import NamedTree, read_tree
@@ -67,6 +68,7 @@ def preview_load(
                 has_target=abstract_state is not None,
                 loading=settings.loading,
                 processes=tree.operation.processes,
+                leaves=Leaves(settings.leaf_handlers),
             ).preview()
 
     async def read() -> LoadPreview:

@@ -123,7 +123,15 @@ class KeyPathCollisionError(TreeError):
 
 
 class UnsupportedLeafError(TreeError, TypeError):
-    """A leaf of a kind that a checkpoint cannot hold; nothing was written."""
+    """Leaves of a kind that a checkpoint cannot hold; nothing was written.
+
+    Attributes:
+        problems: One line per such leaf: its name, what it is, what to do.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 class TreeMismatchError(TreeError):

@@ -13,6 +13,8 @@ from stowax._handlers._registry import (
 from stowax._handlers._registry import global_registry as global_registry
 from stowax._handlers._registry import local_registry as local_registry
 from stowax._handlers._registry import register_handler as register_handler
+from stowax._leaves._abstract import CustomLeafMetadata as CustomLeafMetadata
+from stowax._leaves._base import LeafHandler as LeafHandler
 from stowax._public import claim as _claim
 
 Checkpointable = _Any
@@ -26,7 +28,9 @@ __all__ = [
     "Checkpointable",
     "CheckpointableHandler",
     "CheckpointableHandlerRegistry",
+    "CustomLeafMetadata",
     "JsonHandler",
+    "LeafHandler",
     "ProtoHandler",
     "PyTreeHandler",
     "StatefulCheckpointable",

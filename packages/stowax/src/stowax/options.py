@@ -11,8 +11,9 @@ Names and defaults are those of Orbax v1, with these exceptions:
   operation starts; Orbax copies the global registry when the options are made.
 * `ArrayOptions.Saving.use_compression` is None, which leaves it to the kind of store.
 * `ArrayOptions.Saving.array_metadata_store` is a marker for "as usual".
-* `IntegrityOptions`, `FileOptions.store`, `CheckpointablesOptions.handlers`, and of
-  `PyTreeOptions.Loading` and `ArrayOptions.Loading` what says so, are ours.
+* `IntegrityOptions`, `FileOptions.store`, `CheckpointablesOptions.handlers`,
+  `PyTreeOptions.leaf_handlers`, and of `PyTreeOptions.Loading` and
+  `ArrayOptions.Loading` what says so, are ours.
 
 An option that would change what is written, but whose meaning is not built yet, is
 refused by the operation that meets it, and so is a value that makes no sense for what
@@ -220,6 +221,14 @@ class PyTreeOptions(OptionGroup):
 
     loading: Loading = field(default_factory=Loading)
     """How trees are loaded."""
+
+    # `object`, because handlers live in a higher layer.
+    leaf_handlers: tuple[object, ...] = ()
+    """Types of leaves that trees may hold besides the standard ones. Ours.
+
+    Each is a `stowax.handlers.LeafHandler`, class or instance; asked before the
+    standard kinds, the last one first. Copies of the options share them.
+    """
 
 
 class _AsUsual(enum.Enum):

@@ -20,17 +20,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from stowax._codecs._checksum import crc32c, seal, unseal
 from stowax._codecs._compression import CODECS
 from stowax._keypath import Node, from_json, leaf_name, to_json
-from stowax._manifest import ChunkTable, Digest, LeafEntry
+from stowax._manifest import ChunkTable, CustomType, Digest, LeafEntry, LeafKind
 from stowax.errors import CorruptCheckpointError
 
 SEAL, _ITEM = "stowax-checkpoint", "stowax-item"
@@ -38,8 +39,9 @@ SEAL, _ITEM = "stowax-checkpoint", "stowax-item"
 # A document says the lowest version whose readers understand it, so that what makes no
 # use of newer things stays readable for older releases.
 _NEWEST = {SEAL: 1, _ITEM: 2}
-_SINCE_CODEC = 2
-"""Readers before would take what is compressed for the elements themselves."""
+_SINCE_CODEC = _SINCE_KINDS = 2
+"""Readers before would take what is compressed for the elements themselves, and do not
+know all kinds of leaves."""
 
 _TABLE_VERSION = 1
 _MAGIC = b"STOWAXCT"
@@ -52,7 +54,9 @@ _COLUMNS = (
     ("length_bytes", "<u8"),
     ("sum_ends", "<u8"),
 )
-_KINDS = ("jax.Array", "np.ndarray", "scalar", "string")
+_KINDS = get_args(LeafKind)
+_NEW_KINDS = ("integer", "bytes")
+_INTEGER = re.compile("-?0x[0-9a-f]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +95,23 @@ def decode_digests(document: Any) -> dict[str, Digest]:
 
 def encode_root(root: ItemRoot) -> bytes:
     """The root document of an item."""
-    is_compressed = any(entry.codec is not None for entry in root.leaves)
     return seal(
         {
             "format": _ITEM,
-            "version": _SINCE_CODEC if is_compressed else 1,
+            "version": max(map(_version, root.leaves), default=1),
             "tree": to_json(root.root),
             "leaves": [_leaf_to_json(entry) for entry in root.leaves],
             "documents": encode_digests(root.documents),
             "parts": encode_digests(root.parts),
         }
     )
+
+
+def _version(entry: LeafEntry) -> int:
+    """The lowest version whose readers understand a leaf."""
+    if entry.codec is not None:
+        return _SINCE_CODEC
+    return _SINCE_KINDS if entry.kind in _NEW_KINDS else 1
 
 
 def decode_root(data: bytes) -> ItemRoot:
@@ -260,6 +270,11 @@ def _leaf_to_json(entry: LeafEntry) -> dict[str, Any]:
         document["prng"] = entry.prng_impl
     if entry.sharding is not None:
         document["sharding"] = entry.sharding
+    if entry.custom is not None:
+        document["custom"] = {
+            "type": entry.custom.typestr,
+            "facts": entry.custom.facts,
+        }
     return document
 
 
@@ -279,12 +294,25 @@ def _leaf_from_json(document: Mapping[str, Any], path: Any) -> LeafEntry:
         text=document.get("text"),
         prng_impl=document.get("prng"),
         sharding=document.get("sharding"),
+        custom=_custom_from_json(document.get("custom")),
     )
     if len(entry.chunk_shape) != len(entry.shape) or 0 in entry.chunk_shape:
         raise ValueError(f"leaf {entry.name!r} has chunks {entry.chunk_shape}")
     if entry.codec is not None and entry.codec not in CODECS:
         raise ValueError(f"leaf {entry.name!r} has the unknown codec {entry.codec!r}")
+    if entry.kind == "integer" and not _INTEGER.fullmatch(entry.text or ""):
+        raise ValueError(f"leaf {entry.name!r} is the integer {entry.text!r:.80}")
+    if entry.kind == "bytes" and (entry.dtype, len(entry.shape)) != ("uint8", 1):
+        raise ValueError(f"leaf {entry.name!r} is bytes of {entry.dtype}{entry.shape}")
     return entry
+
+
+def _custom_from_json(document: Any) -> CustomType | None:
+    if document is None:
+        return None
+    if not isinstance(document["type"], str):
+        raise ValueError(f"{document['type']!r:.80} is no name of a type")
+    return CustomType(typestr=document["type"], facts=document["facts"])
 
 
 def _shape(sizes: Any) -> tuple[int, ...]:

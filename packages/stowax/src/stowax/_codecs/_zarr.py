@@ -71,7 +71,7 @@ def dtype_name(dtype: np.dtype) -> str:
     """
     try:
         return _NAMES[dtype.newbyteorder("=")]
-    except KeyError:
+    except (KeyError, TypeError):  # Some dtypes of NumPy have no order of bytes.
         raise UnsupportedLeafError(
             f"arrays of dtype {dtype} cannot be saved; convert to one of: "
             + ", ".join(_DTYPES)

@@ -108,6 +108,7 @@ _VALUE_TYPE_OF_EMPTY: Mapping[Kind, str] = {
 _BY_NAME, _BY_POSITION = 2, 1  # `key_type`
 _PROCESS_FILE = re.compile(r"process_[0-9]+")
 _POINTER_ESCAPE = re.compile("~[01]")
+_NO_ESCAPE = re.compile("~(?![01])")
 
 _T = TypeVar("_T")
 
@@ -213,10 +214,22 @@ def _encode_metadata(
 
 
 def _describe_leaf(leaf: LeafEntry) -> dict[str, Any]:
-    value: dict[str, Any] = {"value_type": leaf.kind, "skip_deserialize": False}
+    if leaf.text is not None and not _is_pointer(leaf.name):
+        # Orbax would fail at its name, and with it the whole load.
+        return {"value_type": "None", "skip_deserialize": True}
+    value: dict[str, Any] = {"value_type": _value_type(leaf), "skip_deserialize": False}
     if leaf.kind == "jax.Array":
         value["write_shape"] = _write_shape(leaf)
     return value
+
+
+def _value_type(leaf: LeafEntry) -> str:
+    """What Orbax takes the leaf for: it has fewer kinds."""
+    if leaf.kind == "integer":
+        return "string"
+    # A complex scalar makes its `metadata` of the whole tree None.
+    is_complex = leaf.kind == "scalar" and (leaf.dtype or "").startswith("complex")
+    return "np.ndarray" if is_complex or leaf.kind == "bytes" else leaf.kind
 
 
 def _write_shape(leaf: LeafEntry) -> list[int]:
@@ -267,8 +280,8 @@ def _nest(strings: Mapping[str, str]) -> dict[str, Any]:
 
     Orbax takes a name as a JSON pointer without escaping it: "/" makes an object, `~0`
     and `~1` are escapes.  A "~" that starts no escape is no pointer at all: Orbax can
-    neither save nor load such a string.  Here it stands for itself, so that the other
-    leaves of the tree stay readable for Orbax, and this one for us.
+    neither save nor load such a string.  Here it stands for itself, so that we find the
+    string; `_METADATA` says None to Orbax, so that it finds the other leaves.
     """
     document: dict[str, Any] = {}
     owners: dict[tuple[str, ...], str] = {}
@@ -293,6 +306,10 @@ def _pointer(name: str) -> tuple[str, ...]:
         _POINTER_ESCAPE.sub(lambda match: "~/"[int(match[0][1])], step)
         for step in name.split("/")
     )
+
+
+def _is_pointer(name: str) -> bool:
+    return _NO_ESCAPE.search(name) is None
 
 
 def _string_collision(first: str, second: str) -> KeyPathCollisionError:
@@ -383,6 +400,8 @@ def decode_documents(
         name = ".".join(text for text, _ in recorded_path)
         key_path = _key_path(recorded_path, f"{where}, entry {label}")
         value_type = _typed(value.get("value_type"), str, "a kind", f"{where}, {label}")
+        if value_type == "None" and _is_hidden(strings, name):
+            value_type = "string"
         if value_type in _EMPTY_KINDS:
             nodes.append((key_path, Node(kind=_EMPTY_KINDS[value_type])))
             continue
@@ -561,10 +580,20 @@ def _with_facts(
     return replace(leaf, prng_impl=impl, sharding=sharding, chunk_shape=chunk_shape)
 
 
-def _look_up(strings: Mapping[str, Any], name: str, path: str) -> str:
+def _is_hidden(strings: Mapping[str, Any], name: str) -> bool:
+    """Whether a leaf that is None to Orbax is a string whose name is no pointer."""
+    return not _is_pointer(name) and isinstance(_find(strings, name), str)
+
+
+def _find(strings: Mapping[str, Any], name: str) -> Any:
     value: Any = strings
     for step in _pointer(name):
         value = value.get(step) if isinstance(value, dict) else None
+    return value
+
+
+def _look_up(strings: Mapping[str, Any], name: str, path: str) -> str:
+    value = _find(strings, name)
     if value is None or isinstance(value, dict):
         raise CorruptCheckpointError(
             f"{path}/{STRINGS_DOCUMENT}: the string leaf {name!r} is missing."

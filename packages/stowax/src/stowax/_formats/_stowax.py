@@ -35,7 +35,7 @@ from stowax._codecs._zarr import dtype_from_name
 from stowax._engine import ChunkSource
 from stowax._formats import _orbax_json
 from stowax._formats._base import Layout, OpenCheckpoint, TreeItem
-from stowax._manifest import ChunkTable, Digest, LeafEntry, Manifest
+from stowax._manifest import TEXT_KINDS, ChunkTable, Digest, LeafEntry, Manifest
 from stowax._runtime import on_worker
 from stowax._stores._base import Store, join, read_bytes
 from stowax.errors import CorruptCheckpointError, UnsupportedLeafError
@@ -289,7 +289,7 @@ def _check_leaves(leaves: Sequence[LeafEntry], tables: Sequence[ChunkTable]) -> 
             )
     for leaf, count in zip(leaves, counts.tolist(), strict=True):
         expected = 0
-        if leaf.kind != "string":
+        if leaf.kind not in TEXT_KINDS:
             expected = math.prod(grid_counts(leaf.shape, leaf.chunk_shape))
         if count != expected:
             raise CorruptCheckpointError(

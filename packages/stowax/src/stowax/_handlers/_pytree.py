@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from stowax._caller import in_mesh, warn
@@ -25,12 +25,11 @@ from stowax._item_write import (
     write_part,
 )
 from stowax._keypath import flatten
-from stowax._leaves import _registry as leaves
+from stowax._leaves._registry import Leaves
 from stowax._operation import Operation, OperationPath
 from stowax._plan._storage import choose_codec
 from stowax._stores._base import walk
-from stowax.errors import TreeError, UnsupportedLeafError, UnsupportedOptionError
-from stowax.tree import PLACEHOLDER
+from stowax.errors import TreeError, UnsupportedOptionError
 
 
 class PyTreeHandler(OwnHandler):
@@ -46,8 +45,8 @@ class PyTreeHandler(OwnHandler):
             way, its options for trees and arrays count, and no others.
         array_metadata_validator: Of Orbax; must be None. What is stored is verified by
             checksums.
-        leaf_handler_registry: Of Orbax; must be None. Leaves of your own kinds can be
-            saved as checkpointables, with a handler.
+        leaf_handler_registry: Of Orbax; must be None. Leaves of your own types are
+            taught by `PyTreeOptions.leaf_handlers`.
         partial_save_mode: Of Orbax; must be False. Save the tree as a whole.
 
     Raises:
@@ -102,6 +101,7 @@ class PyTreeHandler(OwnHandler):
                 checkpointable,
                 operation.processes,
                 borrow=operation.borrow,
+                leaves=self._leaves(operation.settings),
                 saving=saving,
                 codec=choose_codec(
                     saving.use_compression, is_remote=operation.store.is_remote
@@ -138,6 +138,7 @@ class PyTreeHandler(OwnHandler):
                 has_target=abstract_checkpointable is not None,
                 loading=loading,
                 processes=operation.processes,
+                leaves=self._leaves(operation.settings),
             ).begin()
         _warn_narrowed(location, begun.narrowed)
         reading = operation.submit(item.source.read(begun.requests))
@@ -180,7 +181,8 @@ class PyTreeHandler(OwnHandler):
         Raises:
             UnsupportedLeafError: Names every such leaf.
         """
-        _check_leaves(checkpointable, leaves.for_value)
+        leaves = self._leaves(self._settings())
+        leaves.check_values(flatten(checkpointable, leaves.takes_value))
 
     def validate_abstract_leaves_handleable(self, abstract_checkpointable: Any) -> None:
         """Refuses an abstract tree with leaves that ask for what cannot be loaded.
@@ -188,7 +190,8 @@ class PyTreeHandler(OwnHandler):
         Raises:
             UnsupportedLeafError: Names every such leaf.
         """
-        _check_leaves(abstract_checkpointable, leaves.for_target)
+        leaves = self._leaves(self._settings())
+        leaves.check_targets(flatten(abstract_checkpointable, leaves.takes_target))
 
     def _saving(self, operation: Operation) -> SaveSettings:
         """Its own options, if it was given any, also inside another operation."""
@@ -197,6 +200,11 @@ class PyTreeHandler(OwnHandler):
             settings = self._context.settings()
         check_supported(settings)
         return settings.saving
+
+    def _leaves(self, settings: Settings) -> Leaves:
+        """The kinds of leaves that its own Context teaches, if it has one."""
+        own = settings if self._context is None else self._context.settings()
+        return Leaves(own.leaf_handlers)
 
     def _settings(self) -> Settings:
         if self._context is None:
@@ -212,7 +220,7 @@ class PyTreeHandler(OwnHandler):
 
 _INSTEAD = {
     "array_metadata_validator": "what is loaded is verified by checksums",
-    "leaf_handler_registry": "objects of your own are saved by a handler of theirs",
+    "leaf_handler_registry": "give `Context.pytree.leaf_handlers` what they handle",
     "partial_save_mode": "save the tree as a whole",
 }
 """What we offer in place of arguments that only Orbax knows."""
@@ -229,23 +237,6 @@ def _refuse(**arguments: object | None) -> None:
             "arguments of PyTreeHandler that this version cannot follow:\n"
             + "\n".join(lines)
         )
-
-
-def _check_leaves(tree: Any, find: Callable[[Any, str], Any]) -> None:
-    flat = flatten(tree)
-    refused: list[UnsupportedLeafError] = []
-    for leaf, name in zip(flat.leaves, flat.names, strict=True):
-        if leaf is PLACEHOLDER:
-            continue
-        try:
-            find(leaf, name)
-        except UnsupportedLeafError as error:
-            refused.append(error)
-    if len(refused) == 1:
-        raise refused[0]
-    if refused:
-        lines = [f"  {error}" for error in refused]
-        raise UnsupportedLeafError("\n".join([f"{len(lines)} leaves:", *lines]))
 
 
 def _warn_narrowed(where: str, lines: Sequence[str]) -> None:

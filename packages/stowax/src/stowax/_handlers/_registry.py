@@ -26,7 +26,7 @@ from stowax._handlers._proto import ProtoHandler
 from stowax._handlers._pytree import PyTreeHandler
 from stowax._handlers._stateful import StatefulCheckpointableHandler
 from stowax._keypath import flatten
-from stowax._leaves import _registry as leaves
+from stowax._leaves._registry import Leaves
 from stowax.errors import HandlerError, HandlerNotFoundError
 
 HandlerT = TypeVar("HandlerT")
@@ -319,6 +319,7 @@ class Handlers:
     """The handlers of one operation: those of its Context on top of its registry."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         registry: Any = settings.registry
         self._registry = _GLOBAL if registry is None else registry
         self._tied = {name: h for name, h in settings.handlers if name is not None}
@@ -333,16 +334,16 @@ class Handlers:
         """The handler that saves a checkpointable; see `_choose`.
 
         Raises:
-            UnsupportedLeafError: It is a tree with leaves that cannot be saved.
             HandlerNotFoundError: No handler accepts it.
         """
         found = choose_for_saving(self._tied_to(name), self._candidates, checkpointable)
         if found is not None:
             return found.handler
-        flat = flatten(checkpointable)
-        if flat.root.kind != "leaf":
-            for leaf, leaf_name in zip(flat.leaves, flat.names, strict=True):
-                leaves.for_value(leaf, leaf_name)
+        trees = PyTreeHandler()
+        is_leaf = Leaves(self._settings.leaf_handlers).takes_value
+        is_tree = flatten(checkpointable, is_leaf).root.kind != "leaf"
+        if is_tree and not trees.is_handleable(checkpointable):
+            return trees  # Its refusal lists all leaves that cannot be saved.
         raise HandlerNotFoundError(
             f"checkpointable {name!r} is a {type(checkpointable).__module__}."
             f"{type(checkpointable).__qualname__}, which no handler can save. Give it "

@@ -34,6 +34,24 @@ class NumpyMetadata:
     storage_metadata: StorageMetadata | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomLeafMetadata:
+    """A stored leaf of a type that `PyTreeOptions.leaf_handlers` teaches.
+
+    Given to `load`, it asks for the value where the type is taught, else for the stored
+    form.  `dataclasses.replace(metadata, stored=...)` asks for another placement.
+    """
+
+    typestr: str
+    """Name of the type, `LeafHandler.typestr`."""
+
+    facts: Any
+    """What `LeafHandler.describe` said of the value."""
+
+    stored: Any
+    """What the stored form looks like: what `metadata()` shows for such a leaf."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, init=False)
 class ArrayMetadata:
     """A stored `jax.Array`, or typed PRNG keys, without values."""

@@ -46,8 +46,7 @@ class JaxArrayLeaf:
         """Shape, dtype and holders of the array, or of the key data of PRNG keys."""
         if value.is_deleted():
             raise UnsupportedLeafError(
-                "the array has been deleted or donated; save it before it is given "
-                "away. Nothing was written."
+                "the array has been deleted or donated; save it before it is given away"
             )
         impl, dtype, shape = None, value.dtype, value.shape
         if _is_key(dtype):

@@ -34,15 +34,14 @@ class NumpyLeaf:
         if isinstance(value, np.ma.MaskedArray):
             raise UnsupportedLeafError(
                 "a masked array would lose its mask; save `.filled(...)`, or `.data` "
-                "and `.mask` as two leaves. Nothing was written."
+                "and `.mask` as two leaves"
             )
-        dtype = value.dtype.newbyteorder("<")
-        dtype_name(dtype)  # Refuses a dtype that no document can say.
+        _check_dtype(value.dtype)
         box = whole(value.shape)
         held = (Holding(box=box, processes=(processes.primary,)),)
         return Description(
             kind="np.ndarray",
-            dtype=dtype,
+            dtype=value.dtype.newbyteorder("<"),
             shape=value.shape,
             holdings=held if value.size else (),
         )
@@ -107,3 +106,39 @@ class NumpyLeaf:
                 chunk_shape=entry.chunk_shape, write_shape=entry.write_shape
             ),
         )
+
+
+def _check_dtype(dtype: np.dtype) -> None:
+    """Refuses a dtype that no document can say, with advice."""
+    try:
+        dtype_name(dtype)
+    except UnsupportedLeafError:
+        advice = _advice(dtype)
+        if advice is None:
+            raise
+        raise UnsupportedLeafError(
+            f"arrays of dtype {dtype} cannot be saved; {advice}"
+        ) from None
+
+
+def _advice(dtype: np.dtype) -> str | None:
+    """What to save in place of arrays of a dtype that no document can say.
+
+    Returns:
+        None where nothing better is known than another dtype.
+    """
+    if dtype == jax.dtypes.float0:
+        return "a gradient by integers has no values: leave it out, or save None"
+    if dtype.names is not None:
+        return "save each field: `{name: array[name] for name in array.dtype.names}`"
+    as_integers = "save `array.view('int64')` and, as a string, `str(array.dtype)`"
+    return {
+        "f": "save `array.astype('float64')`",
+        "c": "save `array.astype('complex128')`",
+        "M": as_integers,
+        "m": as_integers,
+        "S": "save `array.tolist()`, a list of bytes",
+        "U": "save `array.tolist()`, a list of strings",
+        "T": "save `array.tolist()`, a list of strings",
+        "O": "save `array.tolist()`, or convert it to an array of numbers",
+    }.get(dtype.kind)

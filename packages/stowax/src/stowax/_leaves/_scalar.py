@@ -1,5 +1,7 @@
 """Python numbers: `bool`, `int`, `float` and `complex`, stored as 0-d arrays.
 
+An integer beyond 64 bits has no array: its digits are text.  They are hexadecimal,
+because Python converts decimal ones in quadratic time, and no more than 4300 of them.
 The value of the primary process counts.
 """
 
@@ -15,7 +17,6 @@ from stowax._box import Box, whole
 from stowax._leaves._base import Description, Holding, Wanted
 from stowax._manifest import LeafEntry
 from stowax._processes import Processes
-from stowax.errors import UnsupportedLeafError
 
 _Number = bool | int | float | complex
 _DTYPES: dict[type, np.dtype] = {
@@ -25,6 +26,7 @@ _DTYPES: dict[type, np.dtype] = {
     float: np.dtype(np.float64),
     complex: np.dtype(np.complex128),
 }
+_INT_MIN, _INT_MAX = int(np.iinfo(np.int64).min), int(np.iinfo(np.uint64).max)
 _ZEROS: dict[str, bool | int | float | complex] = {
     "bool": False,
     "int": 0,
@@ -41,7 +43,9 @@ class ScalarLeaf:
         return isinstance(value, _Number)
 
     def describe(self, value: _Number, processes: Processes) -> Description:
-        """A 0-d array of 64 bits (a bool: of one byte)."""
+        """A 0-d array of 64 bits (a bool: of one byte); of a large integer its text."""
+        if isinstance(value, int) and not _INT_MIN <= value <= _INT_MAX:
+            return Description(kind="integer", text=hex(value))
         return Description(
             kind="scalar",
             dtype=_as_array(value).dtype,
@@ -71,9 +75,11 @@ class ScalarLeaf:
         return self.metadata(entry)
 
     def want(self, target: Any, entry: LeafEntry, processes: Processes) -> Wanted:
-        """The only element; converted only if the target's type is another."""
+        """The only element, converted only if the target's type is another."""
         del processes
         cls = _python_type(target)
+        if cls is int and entry.kind == "integer":
+            return Wanted(kind="integer")
         stored = _python_type(self.metadata(entry)) if entry.kind == "scalar" else None
         dtype = None if cls is stored else _DTYPES[cls]
         return Wanted(kind="scalar", shape=(), dtype=dtype, boxes=(whole(()),))
@@ -86,14 +92,18 @@ class ScalarLeaf:
         processes: Processes,
     ) -> _Number:
         """The Python number."""
-        del entry, processes
+        del processes
+        if entry.kind == "integer":
+            return int(entry.text or "", 16)
         (part,) = parts.values()
         return _python_type(target)(part.item())
 
     def metadata(self, entry: LeafEntry) -> Any | None:
         """Zero, of the type that will come back."""
-        if entry.kind != "scalar":
+        if entry.kind not in ("scalar", "integer"):
             return None
+        if entry.kind == "integer":
+            return 0
         family = (entry.dtype or "").rstrip("0123456789")
         return _ZEROS.get(family, 0.0)
 
@@ -106,13 +116,5 @@ def _python_type(target: Any) -> type[Any]:
 def _as_array(value: Any) -> np.ndarray:
     cls = _python_type(value)
     if cls is int and value.real > np.iinfo(np.int64).max:
-        dtype = np.dtype(np.uint64)
-    else:
-        dtype = _DTYPES[cls]
-    try:
-        return np.array(cls(value), dtype)
-    except OverflowError as error:
-        raise UnsupportedLeafError(
-            f"the integer {value} does not fit 64 bits; save it as a string, "
-            "`str(value)`, or as an array of its digits"
-        ) from error
+        return np.array(cls(value), np.uint64)
+    return np.array(cls(value), _DTYPES[cls])
