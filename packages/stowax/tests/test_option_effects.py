@@ -72,6 +72,10 @@ PROOFS = {
         "formats/test_orbax_rich.py::test_orbax_finds_the_types",
         "formats/test_orbax_rich.py::test_types_that_orbax_wrote_are_found",
     ),
+    "pytree.leaf_handlers": Effect(
+        "leaves/test_custom.py::test_orbax_loads_the_stored_form",
+        "leaves/test_custom.py::test_checkpointables",
+    ),
     "pytree.loading.partial_load": Effect(
         "test_load_abstract.py::TestPartial::test_what_is_left_out",
         "interop/test_loading.py::test_partial_load",
