@@ -4,6 +4,11 @@ import asyncio
 import dataclasses
 import datetime as dt
 import decimal
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +32,7 @@ from stowax.testing import MemoryStore, SimulatedCluster
 from stowax.testing.leaf_suite import LeafSuite
 
 D = decimal.Decimal
+REPOSITORY = Path(__file__).parents[4]
 
 
 def quantised(sharding="both", scale=0.5):
@@ -449,3 +455,22 @@ def test_what_is_no_handler_is_refused(tmp_path, handlers, message):
         stowax.save(tmp_path / "c", {"a": 1})
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_suite_of_the_page(tmp_path):
+    """The suite that the page about such leaves shows passes, as it stands there."""
+    page = REPOSITORY / "docs" / "how-to" / "custom-leaves.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    (tmp_path / "test_page.py").write_text("\n".join(blocks))
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--rootdir=.", "test_page.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stdout
+    assert "passed" in ran.stdout
