@@ -336,6 +336,8 @@ def _child_differences(
 def _children(value: Any) -> list[tuple[str, Any]]:
     if value is None:
         return []
+    if type(value) is dict:  # Also one whose keys JAX cannot sort.
+        return [(str(key), child) for key, child in value.items()]
     found = jax.tree_util.tree_flatten_with_path(
         value, is_leaf=lambda child: child is not value
     )[0]
@@ -386,11 +388,16 @@ def leaves() -> st.SearchStrategy[Any]:
     """Leaves of any kind."""
     host_dtypes = [*NUMPY_DTYPES, *OWN_DTYPES, *HOST_DTYPES]
     jax_dtypes = [*JAX_DTYPES, *OWN_DTYPES]
+    # NumPy scalars come back as arrays; these two are Python numbers, too.
+    scalar_dtypes = [n for n in host_dtypes if n not in ("float64", "complex128")]
     shape = st.lists(st.integers(0, 5), max_size=3).map(tuple)
     seed = st.integers(0, 1 << 30)
     return st.one_of(
         st.builds(bits, st.sampled_from(host_dtypes), shape, seed),
         st.builds(bits, st.sampled_from(jax_dtypes), shape, seed).map(jax.device_put),
+        st.builds(bits, st.sampled_from(scalar_dtypes), st.just(()), seed).map(
+            lambda array: array[()]
+        ),
         st.sampled_from([*shardings().values()]).map(
             lambda sharding: jax.device_put(bits("int16", (8, 16)), sharding)
         ),
@@ -409,7 +416,7 @@ def leaves() -> st.SearchStrategy[Any]:
 
 def trees(leaf: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[Any]:
     """Trees of any containers; no two leaves can get one name."""
-    name = st.text("abcXYZ_ é0", min_size=1, max_size=4)
+    name = st.text("abXY_ é雪0%:\\", max_size=4)
 
     def containers(child: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         return st.one_of(
