@@ -8,7 +8,6 @@ asks for no device asks for NumPy.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import jax
@@ -122,10 +121,11 @@ def stored_form(entry: LeafEntry) -> str:
 
 
 def _form(dtype: Any, shape: Any) -> str:
-    name: Callable[[Any], str] = str
-    if not jnp.issubdtype(dtype, jax.dtypes.extended):
-        name = lambda dtype: np.dtype(dtype).name  # noqa: E731
-    dtype = "?" if dtype is None else name(dtype)
+    try:
+        if not jnp.issubdtype(dtype, jax.dtypes.extended):
+            dtype = "?" if dtype is None else np.dtype(dtype).name
+    except TypeError:
+        pass  # A value of a type that was taught may have a dtype of its own.
     return f"{dtype}{'' if shape is None else list(shape)}"
 
 

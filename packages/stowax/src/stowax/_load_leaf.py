@@ -95,7 +95,10 @@ def _fit(
     view = None
     if index is not None:
         if entry.dtype is None:
-            raise LeafIndexError(f"leaf {name!r} is a {entry.kind}, and has no slices")
+            article = "an" if entry.kind == "integer" else "a"
+            raise LeafIndexError(
+                f"leaf {name!r} is {article} {entry.kind}, and has no slices"
+            )
         with at_leaf(name):
             extra = int(entry.prng_impl is not None)
             view = view_of(index, entry.shape, extra=extra)

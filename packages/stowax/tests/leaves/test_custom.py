@@ -23,11 +23,12 @@ from stowax._codecs._checksum import seal, unseal
 from stowax._codecs._item_manifest import decode_root
 from stowax.errors import (
     HandlerError,
+    LeafIndexError,
     TreeMismatchError,
     UnsupportedLeafError,
 )
 from stowax.handlers import CustomLeafMetadata, PyTreeHandler
-from stowax.options import FileOptions, PyTreeOptions
+from stowax.options import ArrayOptions, FileOptions, PyTreeOptions
 from stowax.testing import MemoryStore, SimulatedCluster
 from stowax.testing.leaf_suite import LeafSuite
 
@@ -235,6 +236,78 @@ def test_the_last_one_is_asked_first(tmp_path):
         # Each type is found by its name, whoever is asked first.
         assert stowax.load(tmp_path / "c", state) == state
         assert stowax.load(tmp_path / "d", state) == state
+
+
+def test_slices_are_of_the_stored_form(tmp_path):
+    """One leaf alone is the value; a slice of it is one of its stored form."""
+    with taught(QuantisedHandler(), DecimalHandler()):
+        stowax.save(tmp_path / "c", {"q": quantised(), "price": D("0.10")})
+
+        assert stowax.load_leaf(tmp_path / "c", "q") == quantised()
+        found = stowax.load_leaf(tmp_path / "c", "q", index=np.s_[1, :])
+        with pytest.raises(LeafIndexError, match="no slices"):
+            stowax.load_leaf(tmp_path / "c", "price", index=0)
+
+    assert differences(np.asarray(quantised().values)[1], np.asarray(found)) == []
+
+
+def test_preview(tmp_path):
+    """A dry run says what is stored of a value, and what was asked for."""
+    with taught(QuantisedHandler(), DecimalHandler()):
+        stowax.save(tmp_path / "c", {"q": quantised(), "price": D("0.10"), "n": 1})
+        wrong = {"q": quantised(), "price": quantised(), "n": D}
+        preview = stowax.preview_load(tmp_path / "c", wrong)
+
+    assert [(row.stored_form, row.outcome) for row in preview.rows] == [
+        ("int", "mismatch"),
+        ("'decimal.Decimal' as string", "mismatch"),
+        ("'tests.Quantised' as int8[8, 16]", "as is"),
+    ]
+    assert [row.asked_form for row in preview.rows[:2]] == [
+        "'decimal.Decimal'",
+        "'tests.Quantised'",
+    ]
+
+
+def test_dtypes_of_their_own(tmp_path):
+    """A value may have a dtype that means nothing to NumPy."""
+
+    class Odd(Quantised):
+        dtype = "two bits and a sign"
+        shape = "round"
+
+    value = Odd(values=np.arange(3, dtype=np.int8), scale=1.0)
+    with taught(QuantisedHandler()):
+        stowax.save(tmp_path / "c", {"q": value})
+
+        preview = stowax.preview_load(tmp_path / "c", {"q": value})
+        assert "two bits" in str(preview)
+        with pytest.raises(TreeMismatchError, match="two bits"):
+            stowax.load(tmp_path / "c", {"other": value})
+
+
+def test_as_numpy(tmp_path):
+    """Where all is to come as NumPy, so does the stored form."""
+    loading = ArrayOptions.Loading(as_numpy=True)
+    with taught(QuantisedHandler(), array=ArrayOptions(loading=loading)):
+        stowax.save(tmp_path / "c", {"q": quantised()})
+
+        found = stowax.load(tmp_path / "c")["q"]
+
+    assert type(found.values) is np.ndarray
+    assert found == quantised()
+
+
+def test_renamed(tmp_path):
+    """A value is found under another name as any leaf is."""
+    loading = PyTreeOptions.Loading(rename={"cost": "price"})
+    options = PyTreeOptions(leaf_handlers=(DecimalHandler(),), loading=loading)
+    with taught(DecimalHandler()):
+        stowax.save(tmp_path / "c", {"price": D("0.10")})
+
+    with stowax.Context(pytree=options):
+        assert stowax.load(tmp_path / "c") == {"cost": D("0.10")}
+        assert stowax.load(tmp_path / "c", {"cost": D}) == {"cost": D("0.10")}
 
 
 def test_standard_kinds_can_be_taught_anew(tmp_path):

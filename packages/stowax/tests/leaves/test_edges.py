@@ -12,6 +12,7 @@ from orbax.checkpoint import v1 as peer
 import stowax
 from stowax.errors import (
     KeyPathCollisionError,
+    LeafIndexError,
     TreeError,
     TreeMismatchError,
     UnsupportedLeafError,
@@ -217,6 +218,17 @@ def test_bytes_of_any_reader(tmp_path):
     asked = stowax.load(tmp_path / "ours", {"b": np.zeros(3, np.uint8), "empty": bytes})
     assert asked["b"].tolist() == [97, 98, 99]
     assert stowax.load(tmp_path / "theirs", {"b": bytes}) == {"b": b"abc"}
+
+
+def test_slices_of_bytes(tmp_path):
+    """A slice of bytes is bytes, and one of them is a number, as in NumPy."""
+    stowax.save(tmp_path / "c", {"b": b"abc", "n": 2**70})
+
+    assert stowax.load_leaf(tmp_path / "c", "b") == b"abc"
+    assert stowax.load_leaf(tmp_path / "c", "b", index=np.s_[1:]) == b"bc"
+    assert stowax.load_leaf(tmp_path / "c", "b", index=0) == np.uint8(97)
+    with pytest.raises(LeafIndexError, match="no slices"):
+        stowax.load_leaf(tmp_path / "c", "n", index=0)
 
 
 @pytest.mark.parametrize("stored", ["text", 3, np.zeros(3), np.zeros((2, 2), np.uint8)])
