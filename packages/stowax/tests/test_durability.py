@@ -537,6 +537,7 @@ class Late:
     def __init__(self, *, creates):
         self.creates = creates
         self.gate = threading.Event()
+        self.ended = threading.Event()
         self.error = None
 
     async def save(self, directory):
@@ -550,6 +551,8 @@ class Late:
                 (path / "deep" / "file").write_text("late")
             except Exception as error:  # noqa: BLE001 the test looks at it
                 self.error = error
+            finally:
+                self.ended.set()
 
         return write()
 
@@ -567,7 +570,7 @@ def test_guest_that_comes_too_late(tmp_path, monkeypatch):
     with pytest.raises(DeadlineError):
         response.result()
     late.gate.set()
-    stowax._runtime.default_runtime().finish()
+    assert late.ended.wait(10)
 
     assert isinstance(late.error, SaveError)
     assert str(tmp_path / "a") in str(late.error)

@@ -13,6 +13,7 @@ given up halfway: the deadline is that of everything before.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import pathlib
@@ -54,7 +55,7 @@ from stowax._operation import (
 )
 from stowax._runtime import Runtime, on_worker
 from stowax._stores._base import already_published, join, walk
-from stowax._tasks import finish_all
+from stowax._tasks import finish_all, noting
 from stowax.errors import CheckpointExistsError, UnsupportedOptionError
 
 _logger = logging.getLogger("stowax")
@@ -109,6 +110,7 @@ async def begin(
     operation.start_clock()
 
     async def make_draft() -> bytes:
+        operation.phase = "making the draft"
         await store.complete_replacement(path)
         if await store.stat(path) is not None:
             if not overwrite:
@@ -168,13 +170,17 @@ async def commit(
     """
 
     async def seal() -> bytes:
-        await complete_items(operation, told)
-        await _seal(operation, path, typestrs, facts, started_nsecs=started_nsecs)
+        with _entering(operation, "writing the documents"):
+            await complete_items(operation, told)
+            await _seal(operation, path, typestrs, facts, started_nsecs=started_nsecs)
+        with _entering(operation, "syncing the directories"):
+            await _sync_directories(operation)
         return b""
 
     async def publish() -> bytes:
-        await operation.store.publish(operation.directory, path, replace=replace)
-        await operation.store.sync([posixpath.dirname(path)])
+        with _entering(operation, "publishing"):
+            await operation.store.publish(operation.directory, path, replace=replace)
+            await operation.store.sync([posixpath.dirname(path)])
         return b""
 
     async def in_primary(point: str, work: Callable[[], Awaitable[bytes]]) -> None:
@@ -210,15 +216,30 @@ async def abandon(operation: Operation) -> None:
         _logger.warning("could not remove the draft %s: %s", operation.directory, error)
 
 
+@contextlib.contextmanager
+def _entering(operation: Operation, phase: str) -> Generator[None]:
+    """A phase of the commit; a failure in it says so."""
+    operation.phase = phase
+    with noting(f"while {phase}"):
+        yield
+
+
 async def _finish(operation: Operation, work: Mapping[str, Awaitable[None]]) -> bytes:
     """Waits for every item; then makes durable what guests of this process wrote.
 
     Returns:
         What the primary has to know to complete the items.
     """
-    await finish_all(
-        _finish_one(operation, name, awaitable) for name, awaitable in work.items()
-    )
+    unfinished = dict.fromkeys(work)
+
+    async def finish(name: str, awaitable: Awaitable[None]) -> None:
+        with noting(f"while writing the checkpointable {name!r}"):
+            await _finish_one(operation, name, awaitable)
+        del unfinished[name]
+        operation.phase = f"writing {', '.join(unfinished)}"
+
+    operation.phase = f"writing {', '.join(unfinished)}"
+    await finish_all(finish(name, awaitable) for name, awaitable in work.items())
     return told_parts(operation)
 
 
@@ -286,7 +307,7 @@ async def _seal(
     *,
     started_nsecs: int,
 ) -> None:
-    store, draft = operation.store, operation.directory
+    draft = operation.directory
     if facts.metrics is not None:
         typestrs = {**typestrs, "metrics": METRICS_TYPESTR}
         data = json.dumps(facts.metrics).encode()
@@ -321,6 +342,10 @@ async def _seal(
     )
     for name, data in documents.items():
         await _write(operation, name, data)
+
+
+async def _sync_directories(operation: Operation) -> None:
+    store, draft = operation.store, operation.directory
     directories = [p for p, entry in await walk(store, draft) if entry.is_directory]
     await store.sync([*directories, draft])
 

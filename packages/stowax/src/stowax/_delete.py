@@ -52,6 +52,7 @@ def delete(
         CheckpointNotFoundError: Nothing is at the path.
         InvalidLayoutError: It is no checkpoint, or only a part of one.
         UnsupportedOptionError: `checkpointable_name` is not None.
+        DeadlineError: It took longer than `AsyncOptions.timeout_secs`.
 
     Example:
         >>> import stowax
@@ -137,6 +138,8 @@ async def remove(store: Store, path: str) -> bool:
 
 async def _look(operation: Operation, *, is_step: bool) -> bool:
     """Whether there is something to delete, as the primary process sees it."""
+    operation.start_clock()
+    operation.phase = "looking at what is there"
 
     async def look() -> bytes:
         return b"there" if await _is_there(operation, is_step=is_step) else b""
@@ -168,6 +171,9 @@ async def _is_there(operation: Operation, *, is_step: bool) -> bool:
 
 
 async def _remove_together(operation: Operation, *, is_there: bool) -> bool:
+    # Given up on the way, it leaves all of it, or leftovers that are no checkpoint.
+    operation.phase = "removing it"
+
     async def take_away() -> bytes:
         await remove(operation.store, operation.directory)
         return b""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
 from stowax._context import Settings, current_settings
 from stowax._formats._base import OpenCheckpoint
-from stowax._formats._detect import open_checkpoint
 from stowax._handlers._base import OwnHandler
 from stowax._handlers._registry import Handlers
 from stowax._item_read import metadata_tree
@@ -16,10 +16,8 @@ from stowax._load import (
     AUTO,
     describe,
     guest_directory,
-    in_time,
     item_kinds,
-    noting,
-    open_for_reading,
+    unless_replaced,
 )
 from stowax._metadata import CheckpointMetadata
 from stowax._named_tree import NamedTree, read_tree
@@ -27,9 +25,10 @@ from stowax._operation import (
     Operation,
     OperationPath,
     absolute,
+    in_time,
     runtime_of,
-    store_of,
 )
+from stowax._tasks import noting
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
 
 T = TypeVar("T")
@@ -109,7 +108,11 @@ def checkpointables_metadata(path: Any) -> CheckpointMetadata[dict[str, Any]]:
     location, settings = absolute(path), current_settings()
 
     async def read() -> CheckpointMetadata[dict[str, Any]]:
-        checkpoint, operation = await open_for_reading(location, settings)
+        return await unless_replaced(location, settings, read_all)
+
+    async def read_all(
+        checkpoint: OpenCheckpoint, operation: Operation
+    ) -> CheckpointMetadata[dict[str, Any]]:
         handlers = Handlers(operation.settings)
         kinds = await item_kinds(operation, checkpoint)
         found: dict[str, Any] = {}
@@ -134,17 +137,20 @@ def is_orbax_checkpoint(path: Any) -> bool:
         >>> stowax.is_orbax_checkpoint(getfixture("tmp_path"))
         False
     """
-    location, settings = absolute(path), current_settings()
-    store = store_of(settings, location)
+    location = absolute(path)
+    settings = dataclasses.replace(current_settings(), verify=False)
+
+    async def found(checkpoint: OpenCheckpoint, operation: Operation) -> bool:
+        del checkpoint, operation
+        return True
 
     async def read() -> bool:
         try:
-            await open_checkpoint(store, location, verify=False)
+            return await unless_replaced(location, settings, found)
         except (InvalidLayoutError, CorruptCheckpointError, OSError):
             return False
-        return True
 
-    return runtime_of(settings).run(in_time(read, settings, f"look at {location}"))
+    return _look(read, settings, location)
 
 
 def _look(

@@ -10,7 +10,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
-    Generator,
     Mapping,
 )
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from stowax._formats._base import ItemKind, OpenCheckpoint
 from stowax._formats._detect import open_checkpoint
 from stowax._formats._orbax_json import item_kind
 from stowax._formats._stowax import ROOT_SEAL, check_digest
-from stowax._handlers._base import OwnHandler
+from stowax._handlers._base import OwnHandler, check_awaitable
 from stowax._handlers._pytree import PyTreeHandler
 from stowax._handlers._registry import STATE_NAME, Handlers
 from stowax._manifest import Digest
@@ -34,18 +33,19 @@ from stowax._operation import (
     Operation,
     OperationPath,
     absolute,
+    guest_in_time,
     in_place,
+    in_time,
     lending,
     runtime_of,
 )
 from stowax._response import AsyncResponse, respond
 from stowax._runtime import Runtime, on_worker
 from stowax._stores._base import join, read_bytes, resolve, walk
-from stowax._tasks import drop
+from stowax._tasks import drop, noting
 from stowax.errors import (
     CheckpointableNotFoundError,
     CorruptCheckpointError,
-    DeadlineError,
     InvalidLayoutError,
 )
 
@@ -180,14 +180,17 @@ class _Load:
 
     work: Coroutine[Any, Any, Any]
     runtime: Runtime
+    settings: Settings
     what: str
 
     def now(self) -> Any:
-        return self.runtime.drive(self.work)
+        with noting(f"in the {self.what}"):
+            return self.runtime.drive(self.work)
 
     def later(self) -> AsyncResponse[Any]:
+        # What blocks cannot be stopped, but is not waited for beyond the deadline.
         with on_behalf():
-            future = self.runtime.start_guest(self.work)
+            future = guest_in_time(self.runtime, self.work, self.settings, self.what)
         return respond(self.runtime, future, what=self.what)
 
 
@@ -208,7 +211,7 @@ def _start_load(path: Any, target: Any, name: str | None) -> _Load:
         loaded = await _load_named(checkpoint, operation, {chosen: target}, settings)
         return loaded[chosen]
 
-    return _Load(in_time(work, settings, what), runtime, what)
+    return _Load(in_time(work, settings, what), runtime, settings, what)
 
 
 def _start_load_checkpointables(path: Any, targets: Any) -> _Load:
@@ -228,33 +231,13 @@ def _start_load_checkpointables(path: Any, targets: Any) -> _Load:
     async def work() -> dict[str, Any]:
         return await unless_replaced(location, settings, load_all)
 
-    return _Load(in_time(work, settings, what), runtime, what)
+    return _Load(in_time(work, settings, what), runtime, settings, what)
 
 
 def _door(path: Any) -> tuple[Settings, Runtime, str]:
     settings = current_settings()
     check_supported(settings, saving=False)
     return settings, runtime_of(settings), absolute(path)
-
-
-async def in_time(
-    work: Callable[[], Coroutine[Any, Any, T]], settings: Settings, what: str
-) -> T:
-    """Does work within the deadline of the Context.
-
-    Raises:
-        DeadlineError: It took longer.
-    """
-    try:
-        async with asyncio.timeout(settings.timeout_secs):
-            return await work()
-    except TimeoutError as error:
-        if isinstance(error, DeadlineError):
-            raise
-        raise DeadlineError(
-            f"the {what} took longer than {settings.timeout_secs:g} s; "
-            "allow more with `AsyncOptions(timeout_secs=...)`"
-        ) from error
 
 
 async def unless_replaced(
@@ -418,7 +401,8 @@ async def _begin_item(
     if isinstance(handler, OwnHandler):
         return await handler.load(OperationPath(operation, directory), target)
     local = await directories.enter_async_context(guest_directory(operation, directory))
-    return await handler.load(local, target)
+    first = check_awaitable(handler.load(local, target), handler, "load", phase=1)
+    return check_awaitable(await first, handler, "load")
 
 
 async def describe(
@@ -478,13 +462,3 @@ def _not_found(checkpoint: OpenCheckpoint, name: str) -> CheckpointableNotFoundE
         f"{checkpoint.path} holds no checkpointable {name!r}; it holds "
         f"{sorted(checkpoint.items)}"
     )
-
-
-@contextlib.contextmanager
-def noting(note: str) -> Generator[None]:
-    """Adds to an error what it is about."""
-    try:
-        yield
-    except Exception as error:  # Whatever it is, its reader wants to know the item.
-        error.add_note(note)
-        raise

@@ -31,6 +31,7 @@ from stowax._processes import Processes
 from stowax._runtime import Runtime, default_runtime
 from stowax._stores._base import Store
 from stowax._stores._open import open_store
+from stowax._tasks import tell
 from stowax.errors import (
     DeadlineError,
     InvalidNameError,
@@ -83,6 +84,8 @@ class Operation:
     settings: Settings
     borrow: bool = False
     """Whether the caller leaves values alone until the operation ends."""
+    phase: str = "beginning"
+    """What it is doing, for messages."""
     deadline: float | None = None
     """When it is given up, on the clock of the loop; None: its clock has not started,
     and every wait has the whole time."""
@@ -94,7 +97,9 @@ class Operation:
     """On load: digests of files that no item manifest covers, by full path."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
     """What was submitted and has not ended; only the engine's loop touches it."""
-    guests: set[asyncio.Future[Any]] = field(default_factory=set[asyncio.Future[Any]])
+    guests: dict[asyncio.Future[Any], concurrent.futures.Future[Any]] = field(
+        default_factory=dict["asyncio.Future[Any]", "concurrent.futures.Future[Any]"]
+    )
     """What guests do and have not ended; only the engine's loop touches it."""
     is_stopped: bool = False
     """Whether nothing may begin any more; only the engine's loop changes it."""
@@ -122,9 +127,10 @@ class Operation:
 
     async def run_guest(self, awaitable: Awaitable[None]) -> None:
         """Runs the second phase of a guest; called on the engine's loop."""
-        guest = asyncio.wrap_future(self.runtime.start_guest(awaitable))
-        self.guests.add(guest)
-        guest.add_done_callback(self.guests.discard)
+        future = self.runtime.start_guest(awaitable)
+        guest = asyncio.wrap_future(future)
+        self.guests[guest] = future
+        guest.add_done_callback(self.guests.pop)
         # Who stops to wait for a guest does not stop the guest.
         await asyncio.shield(guest)
 
@@ -132,7 +138,8 @@ class Operation:
         """Ends everything; afterwards nothing of it touches the store.
 
         Guests cannot be ended. Those that wait for us are told, and all have a short
-        time to come to their end.
+        time to come to their end; then nobody waits for them, not even the end of the
+        program.
         """
         self.is_stopped = True
         while tasks := set(self.tasks):
@@ -141,6 +148,8 @@ class Operation:
             await asyncio.wait(tasks)
         if self.guests:
             await asyncio.wait(self.guests, timeout=GUEST_GRACE_SECS)
+        for future in list(self.guests.values()):
+            self.runtime.leave_guest(future, self._over())
 
     def _over(self) -> SaveError:
         return SaveError(f"{self.what} is over; nothing can be added to it any more")
@@ -157,25 +166,39 @@ class Operation:
         """
         self.deadline = None
 
+    async def in_time(self, work: Awaitable[T]) -> T:
+        """Does work before the deadline; on any loop, all of which have one clock.
+
+        Raises:
+            DeadlineError: It took longer.
+        """
+        limit = asyncio.timeout_at(self.deadline)
+        try:
+            async with limit:
+                return await work
+        except Exception as error:
+            if not limit.expired():
+                raise
+            raise self.late() from error
+
+    def late(self) -> DeadlineError:
+        """The error for an operation that took too long."""
+        return DeadlineError(
+            f"{self.what} took longer than {self.settings.timeout_secs:g} s and was "
+            f"given up while {self.phase}; allow more with "
+            "`AsyncOptions(timeout_secs=...)`"
+        )
+
     async def attempt(self, work: Awaitable[bytes]) -> bytes | Exception:
         """Does work in time, and makes of a failure a value that others can be told.
 
         Returns:
             What came of it, or why nothing did: `DeadlineError` if it took too long.
         """
-        limit = asyncio.timeout_at(self.deadline)
         try:
-            async with limit:
-                return await work
+            return await self.in_time(work)
         except Exception as error:  # noqa: BLE001 the others must hear of it
-            if not limit.expired():
-                return error
-            late = DeadlineError(
-                f"{self.what} took longer than {self.settings.timeout_secs:g} s and "
-                "was given up; allow more with `AsyncOptions(timeout_secs=...)`"
-            )
-            late.__cause__ = error
-            return late
+            return error
 
     async def agree(self, point: str, outcome: bytes | Exception) -> tuple[bytes, ...]:
         """Meets the other processes; everybody learns what everybody brings.
@@ -218,15 +241,16 @@ class Operation:
 
     async def _gather(self, point: str, message: bytes) -> tuple[bytes, ...]:
         return await self.processes.gather(
-            f"{self.id}/{point}", message, timeout_secs=self._remaining_secs()
+            f"{self.id}/{point}", message, timeout_secs=self.remaining_secs()
         )
 
     async def _broadcast(self, point: str, message: bytes) -> bytes:
         return await self.processes.broadcast(
-            f"{self.id}/{point}", message, timeout_secs=self._remaining_secs()
+            f"{self.id}/{point}", message, timeout_secs=self.remaining_secs()
         )
 
-    def _remaining_secs(self) -> float:
+    def remaining_secs(self) -> float:
+        """The time that is left for what comes next."""
         if self.deadline is None:
             return self.settings.timeout_secs
         return max(0.0, self.deadline - asyncio.get_running_loop().time())
@@ -281,7 +305,7 @@ class Operation:
 
 def _encode(outcome: bytes | Exception) -> bytes:
     if isinstance(outcome, Exception):
-        return _FAILED + f"{type(outcome).__name__}: {outcome}".encode()
+        return _FAILED + tell(outcome).encode()
     return _OK + outcome
 
 
@@ -360,6 +384,9 @@ class OperationPath:
 def absolute(path: Any) -> str:
     """The path as stores know it: absolute, normalised, with forward slashes.
 
+    A leading `~` is the home directory, as in a shell; `./~` is a directory of that
+    name.
+
     Raises:
         InvalidNameError: It is no path.
     """
@@ -367,7 +394,7 @@ def absolute(path: Any) -> str:
     if isinstance(text, bytes) or not text or "\0" in text:
         raise InvalidNameError(f"{path!r} is no path of a checkpoint")
     if "://" not in text:
-        text = pathlib.Path(os.path.abspath(text)).as_posix()
+        text = pathlib.Path(os.path.abspath(os.path.expanduser(text))).as_posix()
     location = text.rstrip("/")
     if not location:
         raise InvalidNameError("the root directory is no path of a checkpoint")
@@ -427,4 +454,59 @@ def in_place(path: str, settings: Settings, *, verb: str = "load") -> Operation:
         runtime=runtime,
         processes=runtime.processes,
         settings=settings,
+    )
+
+
+async def in_time(
+    work: Callable[[], Coroutine[Any, Any, T]], settings: Settings, what: str
+) -> T:
+    """Does work within the deadline of the Context.
+
+    Args:
+        work: Begins it.
+        settings: Have the deadline.
+        what: The work in words, as in "load of /runs/a/7".
+
+    Raises:
+        DeadlineError: It took longer.
+    """
+    limit = asyncio.timeout(settings.timeout_secs)
+    try:
+        async with limit:
+            return await work()
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise _too_late(what, settings) from error
+
+
+def guest_in_time(
+    runtime: Runtime, work: Coroutine[Any, Any, T], settings: Settings, what: str
+) -> concurrent.futures.Future[T]:
+    """Runs a guest that may block, and gives it up some time after the deadline.
+
+    Args:
+        runtime: Where.
+        work: The guest, which minds the deadline unless it blocks; see `in_time`.
+        settings: Have the deadline.
+        what: The work in words.
+    """
+    future = runtime.start_guest(work)
+
+    async def watch() -> None:
+        guest = asyncio.wrap_future(future)
+        guest.add_done_callback(lambda _: guest.cancelled() or guest.exception())
+        limit_secs = settings.timeout_secs + GUEST_GRACE_SECS
+        done, _ = await asyncio.wait([guest], timeout=limit_secs)
+        if not done:
+            runtime.leave_guest(future, _too_late(what, settings))
+
+    runtime.submit(watch())
+    return future
+
+
+def _too_late(what: str, settings: Settings) -> DeadlineError:
+    return DeadlineError(
+        f"the {what} took longer than {settings.timeout_secs:g} s; allow more with "
+        "`AsyncOptions(timeout_secs=...)`"
     )

@@ -6,13 +6,16 @@ the next save, which raises it before it begins, else by the exit status of the 
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Generator
+from typing import Any, Generic, Protocol, TypeVar
 
 from stowax._runtime import Failure, Runtime
+from stowax._tasks import tell
 from stowax.errors import BackgroundSaveError, DeadlineError
 
 T = TypeVar("T")
@@ -25,9 +28,14 @@ class AsyncResponse(Protocol[T_co]):
     """The outcome of an operation that goes on in the background.
 
     Example:
-      >>> import stowax
-      >>> response = stowax.save_async("/tmp/run/0", {"step": 0})  # doctest: +SKIP
-      >>> response.result()  # doctest: +SKIP
+      >>> import asyncio, stowax
+      >>> path = getfixture("tmp_path") / "checkpoint"
+      >>> response = stowax.save_async(path, {"step": 3})
+      >>> response.result()
+      >>> async def main():
+      ...     return await stowax.load_async(path)
+      >>> asyncio.run(main())
+      {'step': 3}
     """
 
     def result(self, timeout: float | None = None) -> T_co:
@@ -41,6 +49,13 @@ class AsyncResponse(Protocol[T_co]):
             `result` may be called again.
           RunningLoopError: When it is not done, and called where the operation would
             have to go on: in a callback of `on_complete`.
+        """
+        ...
+
+    def __await__(self) -> Generator[Any, None, T_co]:
+        """Waits in a running loop, as in a cell of a notebook, without blocking it.
+
+        Who stops waiting, by a time-out or cancelled, does not stop the operation.
         """
         ...
 
@@ -76,16 +91,8 @@ class Response(Generic[T]):
     def result(self, timeout: float | None = None) -> T:
         if not self._outcome.done():
             self._runtime.check_can_wait()
-        with self._lock:
-            self._asker_count += 1
-        try:
+        with self._asking():
             done, _ = concurrent.futures.wait([self._outcome], timeout)
-            if done:
-                self._see()
-        finally:
-            with self._lock:
-                self._asker_count -= 1
-            self._record()
         if not done:
             raise DeadlineError(
                 f"the {self._what} is not done after {timeout:g} s; it goes on, and"
@@ -96,6 +103,9 @@ class Response(Generic[T]):
         finally:
             # The error holds this frame, which must not hold the error (Runtime.run).
             del self
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._wait().__await__()
 
     def on_complete(self, callback: Callable[[T], None]) -> None:
         def call_back(outcome: concurrent.futures.Future[T]) -> None:
@@ -111,6 +121,37 @@ class Response(Generic[T]):
             state = "failed" if self._outcome.exception() else "done"
         return f"<{type(self).__name__}: {self._what}, {state}>"
 
+    async def _wait(self) -> T:
+        loop = asyncio.get_running_loop()
+        # Not `asyncio.wrap_future`, which would hand a cancellation on.
+        arrived = asyncio.Event()
+
+        def arrive(_: concurrent.futures.Future[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # Its loop may be closed by now.
+                loop.call_soon_threadsafe(arrived.set)
+
+        with self._asking():
+            self._outcome.add_done_callback(arrive)
+            await arrived.wait()
+        try:
+            return self._outcome.result()
+        finally:
+            del self  # As in `result`.
+
+    @contextlib.contextmanager
+    def _asking(self) -> Generator[None]:
+        """While somebody waits, a failure is not on record; who got it has seen it."""
+        with self._lock:
+            self._asker_count += 1
+        try:
+            yield
+            if self._outcome.done():
+                self._see()
+        finally:
+            with self._lock:
+                self._asker_count -= 1
+            self._record()
+
     def _complete(self, future: concurrent.futures.Future[T]) -> None:
         error = (
             concurrent.futures.CancelledError()
@@ -120,9 +161,10 @@ class Response(Generic[T]):
         if error is None:
             self._outcome.set_result(future.result())
             return
+        failure = Failure(what=self._what, error=error, told=tell(error))
         error.add_note(f"in the {self._what}")
         with self._lock:
-            self._failure = Failure(what=self._what, error=error)
+            self._failure = failure
         self._record()
         self._outcome.set_exception(error)
 
@@ -165,6 +207,6 @@ def raise_unseen(runtime: Runtime) -> None:
     if failure is not None:
         raise BackgroundSaveError(
             f"an earlier {failure.what} failed in the background, and nobody had asked"
-            f" for its result: {type(failure.error).__name__}: {failure.error}. This"
-            " save has not begun; call `result()` on what `save_async` returns"
+            f" for its result: {failure.told}. This save has not begun; call"
+            " `result()` on what `save_async` returns"
         ) from failure.error

@@ -73,11 +73,14 @@ class Runtime:
         self._lock = threading.Lock()
         self._loop: _Loop | None = None
         self._thread: threading.Thread | None = None
-        self._guests: dict[threading.Thread, threading.Event] = {}
+        self._guests: dict[
+            concurrent.futures.Future[Any], tuple[threading.Thread, threading.Event]
+        ] = {}
         # For guests that come when no thread can be started; they take turns.
         self._spare = _Workers("stowax-spare", thread_count=1)
         self._is_closed = False
         self._serials: dict[str, int] = {}
+        self._reserved: set[object] = set()
         self._pid = 0
 
     @property
@@ -101,6 +104,18 @@ class Runtime:
             count = self._serials.get(key, 0)
             self._serials[key] = count + 1
             return count
+
+    def reserve(self, key: object) -> bool:
+        """Takes a key until `free`; False if somebody has it."""
+        with self._lock:
+            is_free = key not in self._reserved
+            self._reserved.add(key)
+            return is_free
+
+    def free(self, key: object) -> None:
+        """Gives back a key that `reserve` took."""
+        with self._lock:
+            self._reserved.discard(key)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the background loop and waits for it.
@@ -144,7 +159,7 @@ class Runtime:
     def start_guest(self, awaitable: Awaitable[T]) -> concurrent.futures.Future[T]:
         """Runs the second phase of a guest on a loop and a thread of its own.
 
-        It is in flight until it is done.
+        It is in flight until it is done, or `leave_guest` gives it up.
         """
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()
@@ -152,24 +167,39 @@ class Runtime:
         context = contextvars.copy_context()
 
         def serve() -> None:
-            try:
-                future.set_result(context.run(_run_on_fresh_loop, awaitable))
-            except BaseException as error:  # noqa: BLE001 it belongs to the waiter
-                future.set_exception(error)
-            finally:
-                with self._lock:
-                    del self._guests[thread]
-                ended.set()
+            # Who was given up is not listened to any more.
+            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                try:
+                    result = context.run(_run_on_fresh_loop, awaitable)
+                except BaseException as error:  # noqa: BLE001 it belongs to the waiter
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+            ended.set()
+            with self._lock:
+                self._guests.pop(future, None)
 
         self._started_loop()
         thread = threading.Thread(target=serve, name="stowax-guest", daemon=True)
         with self._lock:
-            self._guests[thread] = ended
+            self._guests[future] = thread, ended
         try:
             thread.start()
         except RuntimeError:  # The interpreter is ending, or the system has no more.
             self._spare.submit(serve)
         return future
+
+    def leave_guest(
+        self, future: concurrent.futures.Future[Any], error: Exception
+    ) -> None:
+        """Gives up a guest: whoever waits for it gets the error, and nobody else waits.
+
+        It cannot be ended, so its thread goes on; not beyond the end of the program.
+        """
+        with self._lock:
+            self._guests.pop(future, None)
+        with contextlib.suppress(concurrent.futures.InvalidStateError):
+            future.set_exception(error)
 
     def finish(self) -> None:
         """Waits until nothing is in flight.
@@ -183,9 +213,11 @@ class Runtime:
             with self._lock:
                 guests = dict(self._guests)
             asyncio.run_coroutine_threadsafe(_others_done(), loop).result()
-            for thread, ended in guests.items():
-                ended.wait()
-                if thread.is_alive():
+            for future, (thread, ended) in guests.items():
+                concurrent.futures.wait([future])
+                if future in self._guests:
+                    ended.wait()
+                if ended.is_set() and thread.is_alive():  # Else it was given up.
                     thread.join()
             # A guest may have started an operation, and an operation a guest.
             if not guests and not self._guests:
@@ -351,6 +383,8 @@ class Failure:
     """The operation, as in "save to /runs/a/7"."""
 
     error: BaseException
+    told: str
+    """The error in words."""
 
 
 class UnseenFailures:
@@ -525,7 +559,7 @@ def _report_unseen_at_exit() -> None:
     for failure in failures:
         print(
             f"stowax: the background {failure.what} failed, and nobody had asked for"
-            f" its result: {type(failure.error).__name__}: {failure.error}",
+            f" its result: {failure.told}",
             file=sys.stderr,
         )
     sys.stdout.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import logging
 import posixpath
@@ -22,6 +21,7 @@ from stowax._formats._orbax_json import (
     UNFINISHED_MARK,
 )
 from stowax._formats._stowax import ROOT_SEAL
+from stowax._handlers._base import check_awaitable
 from stowax._handlers._choose import typestr_of
 from stowax._handlers._registry import STATE_NAME, Handlers
 from stowax._operation import (
@@ -33,8 +33,8 @@ from stowax._operation import (
 )
 from stowax._response import AsyncResponse, raise_unseen, respond
 from stowax._runtime import Runtime, drive
-from stowax._tasks import drop
-from stowax.errors import InvalidNameError
+from stowax._tasks import drop, noting
+from stowax.errors import InvalidNameError, SaveInProgressError
 
 _logger = logging.getLogger("stowax")
 
@@ -111,6 +111,8 @@ def save_async(
 
     Raises:
         CheckpointExistsError: Something is at the path.
+        SaveInProgressError: An earlier save to this path has not ended, whether
+            `overwrite` or not; wait for its `result()` first.
         TreeError: The state cannot be saved; names every leaf in the way.
         BackgroundSaveError: An earlier save failed, and nobody had asked for it.
 
@@ -204,6 +206,7 @@ class StagedSave:
         runtime: Where it runs.
         commit: All that is left to do.
         what: The save in words, as in "save to /runs/a/7".
+        reservation: What keeps others from saving to the same path.
     """
 
     def __init__(
@@ -211,17 +214,20 @@ class StagedSave:
         runtime: Runtime,
         commit: Callable[[], Coroutine[Any, Any, None]],
         what: str,
+        reservation: object,
     ) -> None:
         self._runtime = runtime
         self._commit = commit
         self._what = what
+        self._reservation = reservation
         self._future: concurrent.futures.Future[None] | None = None
         self._ended = threading.Event()
 
     def finish(self) -> None:
         """Commits; who is interrupted has ended it, and may change the values."""
         try:
-            self._runtime.run(self._work())
+            with noting(f"in the {self._what}"):
+                self._runtime.run(self._work())
         except BaseException:  # An interrupt above all; raised again.
             self._ended.wait()
             raise
@@ -246,6 +252,7 @@ class StagedSave:
             await self._commit()
         finally:
             del self._commit  # It holds the values, for whoever keeps this object.
+            self._runtime.free(self._reservation)
             self._ended.set()
 
 
@@ -278,6 +285,48 @@ def stage_save(
                 f"{location}: a name with {mark!r} marks an unfinished checkpoint; "
                 "choose another"
             )
+    reservation = (id(settings.store), location)
+    is_reserved = runtime.reserve(reservation)
+    try:
+        if not is_reserved and failure is None:
+            failure = SaveInProgressError(
+                f"a save to {location} is under way in this process, and has not been "
+                "waited for; call `result()` on what `save_async` returned before "
+                "saving there again"
+            )
+        finish = _stage_all(
+            location,
+            checkpointables,
+            settings,
+            runtime,
+            overwrite=overwrite,
+            facts=facts,
+            borrow=borrow,
+            failure=failure,
+        )
+    except BaseException:  # An interrupt too; raised again.
+        if is_reserved:
+            runtime.free(reservation)
+        raise
+    return StagedSave(runtime, finish, f"save to {location}", reservation)
+
+
+def _stage_all(
+    location: str,
+    checkpointables: Mapping[str, Any],
+    settings: Settings,
+    runtime: Runtime,
+    *,
+    overwrite: bool,
+    facts: RootFacts,
+    borrow: bool,
+    failure: Exception | None,
+) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Makes a draft and stages everything; see `stage_save`.
+
+    Returns:
+        All that is left to do.
+    """
     started_nsecs = runtime.now_nsecs()
     chosen: dict[str, Any] = {}
     if failure is None:
@@ -311,9 +360,9 @@ def stage_save(
             replace=overwrite,
         )
         if settings.post_finalization_callback is not None:
-            await _call_back(runtime, location, settings.post_finalization_callback)
+            await _call_back(operation, location, settings.post_finalization_callback)
 
-    return StagedSave(runtime, finish, f"save to {location}")
+    return finish
 
 
 def _choose(
@@ -328,7 +377,11 @@ def _choose(
         for name in checkpointables:
             _check_name(name)
         handlers = Handlers(settings)
-        return {n: handlers.for_saving(n, c) for n, c in checkpointables.items()}, None
+        chosen: dict[str, Any] = {}
+        for name, checkpointable in checkpointables.items():
+            with noting(f"while choosing who saves the checkpointable {name!r}"):
+                chosen[name] = handlers.for_saving(name, checkpointable)
+        return chosen, None
     except Exception as error:  # noqa: BLE001 handlers may raise anything
         return {}, error
 
@@ -343,12 +396,26 @@ def _stage(
     A failure is returned with what has begun: the draft has to go, others have to know.
     """
     work: dict[str, Awaitable[None]] = {}
-    for name, checkpointable in checkpointables.items():
+
+    async def stage(name: str, checkpointable: Any) -> None:
+        handler = chosen[name]
         directory = OperationPath(operation, posixpath.join(operation.directory, name))
+        first = handler.save(directory, checkpointable)
+        check_awaitable(first, handler, "save", phase=1)
+        rest = await operation.in_time(first)
+        work[name] = check_awaitable(rest, handler, "save")
+        if operation.remaining_secs() <= 0:
+            # What blocks this thread cannot be stopped; but it is late.
+            raise operation.late()
+
+    for name, checkpointable in checkpointables.items():
+        operation.phase = f"staging {name}"
         try:
-            work[name] = drive(chosen[name].save(directory, checkpointable))
+            with noting(
+                f"in {operation.what}, while staging the checkpointable {name!r}"
+            ):
+                drive(stage(name, checkpointable))
         except Exception as error:  # noqa: BLE001 handlers may raise anything
-            error.add_note(f"while saving the checkpointable {name!r}")
             return work, error
     return work, None
 
@@ -370,7 +437,7 @@ async def _give_up(
 
 
 async def _call_back(
-    runtime: Runtime, location: str, callback: Callable[[], None]
+    operation: Operation, location: str, callback: Callable[[], None]
 ) -> None:
     """Tells the user; what comes of it cannot undo the save.
 
@@ -380,12 +447,15 @@ async def _call_back(
     async def call() -> None:
         callback()
 
+    operation.phase = "calling `post_finalization_callback`"
+    operation.start_clock()
     try:
-        await asyncio.wrap_future(runtime.start_guest(call()))
+        await operation.in_time(operation.run_guest(call()))
     except Exception:  # User code may raise anything.
         _logger.exception(
             "%s is saved, but `post_finalization_callback` failed", location
         )
+        await operation.stop()
 
 
 def _check_name(name: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+import contextlib
+from collections.abc import Awaitable, Coroutine, Generator, Iterable, Sequence
 from typing import Any
 
 
@@ -43,6 +44,22 @@ def drop(awaitable: Awaitable[Any]) -> None:
     close = getattr(awaitable, "close", None)
     if close is not None:
         close()
+
+
+@contextlib.contextmanager
+def noting(note: str) -> Generator[None]:
+    """Adds to an error what it is about; its class and message stay as they are."""
+    try:
+        yield
+    except Exception as error:  # Whatever it is, its reader wants to know.
+        error.add_note(note)
+        raise
+
+
+def tell(error: BaseException) -> str:
+    """An error in one line, with its notes."""
+    notes = "; ".join(getattr(error, "__notes__", ()))
+    return f"{type(error).__name__}: {error}" + (f" ({notes})" if notes else "")
 
 
 def _first_of(failures: Sequence[BaseException]) -> BaseException:

@@ -6,7 +6,8 @@ handle the other:
 
     StowaxError
     ├── CheckpointExistsError        (ValueError, FileExistsError)
-    │   └── StepAlreadyExistsError
+    │   ├── StepAlreadyExistsError
+    │   └── SaveInProgressError
     ├── CheckpointNotFoundError      (FileNotFoundError)
     │   └── StepNotFoundError
     ├── CheckpointableNotFoundError  (KeyError)
@@ -59,6 +60,7 @@ __all__ = [
     "RenameError",
     "RunningLoopError",
     "SaveError",
+    "SaveInProgressError",
     "StepAlreadyExistsError",
     "StepNotFoundError",
     "StowaxError",
@@ -88,6 +90,10 @@ class CheckpointExistsError(StowaxError, ValueError, FileExistsError):
 
 class StepAlreadyExistsError(CheckpointExistsError):
     """The step was saved before, and `overwrite=True` was not given."""
+
+
+class SaveInProgressError(CheckpointExistsError):
+    """A save to the same path is under way in this process; wait for it first."""
 
 
 class CheckpointNotFoundError(StowaxError, FileNotFoundError):

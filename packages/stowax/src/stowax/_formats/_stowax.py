@@ -46,6 +46,10 @@ PART_PREFIX = "stowax.chunks."
 PROCESS_PREFIX = "ocdbt.process_"
 """Begin of the data area of a process; Orbax looks for the same."""
 
+# What NumPy allows.
+_MOST_AXES = 64
+_MOST_BYTES = 2**63 - 1
+
 _ADVICE = (
     "It is damaged, or was changed after it was saved (by deleting an item with Orbax, "
     "for instance). To load what is there without comparing checksums, use "
@@ -288,6 +292,7 @@ def _check_leaves(leaves: Sequence[LeafEntry], tables: Sequence[ChunkTable]) -> 
                 f"its shape and dtype ask for {' to '.join(map(str, ends))}"
             )
     for leaf, count in zip(leaves, counts.tolist(), strict=True):
+        _check_extents(leaf)
         expected = 0
         if leaf.kind not in TEXT_KINDS:
             expected = math.prod(grid_counts(leaf.shape, leaf.chunk_shape))
@@ -298,16 +303,36 @@ def _check_leaves(leaves: Sequence[LeafEntry], tables: Sequence[ChunkTable]) -> 
             )
 
 
+def _check_extents(leaf: LeafEntry) -> None:
+    """Refuses shapes that no array can have, even if it is empty.
+
+    Raises:
+        CorruptCheckpointError: Names the leaf.
+    """
+    size = math.prod(max(1, extent) for extent in leaf.shape)
+    if len(leaf.shape) > _MOST_AXES or size * _itemsize(leaf) > _MOST_BYTES:
+        raise CorruptCheckpointError(
+            f"leaf {leaf.name!r} has the shape {list(leaf.shape)}, which no array has"
+        )
+
+
 def _stored_bytes(leaf: LeafEntry) -> tuple[int, int]:
     """The least and the most bytes that every chunk of a leaf takes."""
     # No chunk is as long as the largest number that its length is stored in.
     longest = 2**64 - 1
-    try:
-        dtype = dtype_from_name(leaf.dtype or "")
-    except UnsupportedLeafError:  # Raised again for whoever asks for the leaf.
+    itemsize = _itemsize(leaf)
+    if itemsize == 0:
         return 0, longest
-    size_bytes = math.prod(leaf.chunk_shape) * dtype.itemsize
+    size_bytes = math.prod(leaf.chunk_shape) * itemsize
     least = most = size_bytes
     if leaf.codec is not None:
         least, most = CODECS[leaf.codec].stored_bytes(size_bytes)
     return min(least, longest), min(most, longest)
+
+
+def _itemsize(leaf: LeafEntry) -> int:
+    """Bytes of an element; 0 if nothing can be said of it."""
+    try:
+        return dtype_from_name(leaf.dtype or "").itemsize
+    except UnsupportedLeafError:  # Raised again for whoever asks for the leaf.
+        return 0

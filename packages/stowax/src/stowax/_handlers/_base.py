@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 from etils import epath
 
 from stowax._formats._base import ItemKind
+from stowax.errors import HandlerError
 
 T = TypeVar("T")
 AbstractT = TypeVar("AbstractT")
@@ -186,3 +187,27 @@ class NeedsTarget:
 
     Of what they saved, a load of everything gives a description.
     """
+
+
+def check_awaitable(found: Any, owner: Any, verb: str, *, phase: int = 2) -> Any:
+    """Refuses a handler, or an object that saves itself, whose phases are not two.
+
+    Args:
+        found: What a call of its method, or awaiting that, gave.
+        owner: The handler or object.
+        verb: The method.
+        phase: Whether it is the method itself that should be awaited, or what it
+            returns.
+
+    Raises:
+        HandlerError: It cannot be awaited.
+    """
+    if isinstance(found, Awaitable):
+        return found
+    name = f"{type(owner).__qualname__}.{verb}"
+    if phase == 1:
+        raise HandlerError(f"{name} must be an `async def`, found {found!r}")
+    raise HandlerError(
+        f"{name} must return an awaitable that does the rest of the work, found "
+        f"{found!r}"
+    )

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Generator
 from typing import Any
 
 from stowax._formats._orbax_json import STATEFUL_TYPESTR
-from stowax._handlers._base import NeedsTarget
+from stowax._handlers._base import NeedsTarget, check_awaitable
 from stowax._handlers._choose import saves_itself
 from stowax._tasks import drop
 from stowax.errors import HandlerError
@@ -19,7 +19,7 @@ class StatefulCheckpointableHandler(NeedsTarget):
 
     async def save(self, directory: Any, checkpointable: Any) -> Awaitable[None]:
         """Calls `checkpointable.save(directory)`."""
-        return _checked(await checkpointable.save(directory), checkpointable, "save")
+        return await _begin(checkpointable, "save", directory)
 
     async def load(
         self, directory: Any, abstract_checkpointable: Any = None
@@ -30,9 +30,7 @@ class StatefulCheckpointableHandler(NeedsTarget):
                 f"{directory} was written by an object that saves itself; to load it, "
                 "give such an object in `abstract_checkpointables`"
             )
-        loading = await abstract_checkpointable.load(directory)
-        rest = _checked(loading, abstract_checkpointable, "load")
-
+        rest = await _begin(abstract_checkpointable, "load", directory)
         return _Loading(rest, abstract_checkpointable)
 
     async def metadata(self, directory: Any) -> Any:
@@ -71,10 +69,8 @@ class _Loading:
         drop(self._rest)
 
 
-def _checked(rest: Any, checkpointable: Any, verb: str) -> Awaitable[Any]:
-    if not isinstance(rest, Awaitable):
-        raise HandlerError(
-            f"{type(checkpointable).__qualname__}.{verb} must return an awaitable that "
-            f"does the rest of the work, found {rest!r}"
-        )
-    return rest
+async def _begin(checkpointable: Any, verb: str, directory: Any) -> Awaitable[Any]:
+    """First phase of an object's own method."""
+    first = getattr(checkpointable, verb)(directory)
+    rest = await check_awaitable(first, checkpointable, verb, phase=1)
+    return check_awaitable(rest, checkpointable, verb)

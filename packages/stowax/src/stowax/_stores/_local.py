@@ -45,7 +45,7 @@ from stowax._stores._base import (
     size_mismatch,
 )
 from stowax._tasks import run_all
-from stowax.errors import SaveError
+from stowax.errors import CorruptCheckpointError, SaveError
 
 if sys.platform != "win32":
     import fcntl
@@ -63,6 +63,9 @@ _GROUP_BYTES = 1 << 20
 _ALLOCATE_FROM_BYTES = 1 << 20
 # Devices gain little from more fsyncs at once, and the pool is for others too.
 _SYNC_LANES = 4
+
+# Without it, opening a named pipe waits for somebody at its other end.
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 
 _OLD_SUFFIX = ".old"
 
@@ -275,7 +278,7 @@ def _allocate(file: int, size_bytes: int) -> None:
 
 
 def _read_range(path: str, offset_bytes: int, view: memoryview) -> None:
-    with _naming(path), open(path, "rb", buffering=0) as file:
+    with _naming(path), open(path, "rb", buffering=0, opener=_open_to_read) as file:
         file.seek(offset_bytes)
         filled_bytes = 0
         while filled_bytes < len(view):
@@ -284,6 +287,21 @@ def _read_range(path: str, offset_bytes: int, view: memoryview) -> None:
                 size_bytes = os.fstat(file.fileno()).st_size
                 raise file_too_short(path, offset_bytes, len(view), size_bytes)
             filled_bytes += count
+
+
+def _open_to_read(path: str, flags: int) -> int:
+    """Opens a file, and nothing else: a named pipe would keep us waiting for ever."""
+    file = os.open(path, flags | _NONBLOCK)
+    mode = os.fstat(file).st_mode
+    if stat.S_ISREG(mode):
+        return file
+    os.close(file)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise CorruptCheckpointError(
+        f"{path} is no file, but a pipe or a device. Nothing that was saved looks like "
+        "this; do not load this checkpoint if you do not know who changed it."
+    )
 
 
 @contextlib.contextmanager
@@ -331,7 +349,8 @@ def _sync(paths: Sequence[str]) -> None:
     for path in paths:
         if os.name == "nt" and os.path.isdir(path):
             continue  # Windows cannot open directories, and journals their names.
-        file = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        flags = os.O_RDWR if os.name == "nt" else os.O_RDONLY | _NONBLOCK
+        file = os.open(path, flags)
         try:
             os.fsync(file)
         except OSError as error:

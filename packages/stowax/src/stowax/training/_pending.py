@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-from collections.abc import Callable
-from typing import final
+from collections.abc import Callable, Generator
+from typing import Any, final
 
 from stowax._response import AsyncResponse
 from stowax.training._steps import CheckpointMetadata
@@ -58,6 +58,17 @@ class Pending:
             return self._response.result(timeout)
         except BaseException as error:  # Raised again; only looked at.
             # Not so when the caller has only run out of patience.
+            self._is_seen = self._future.done() and error is self._future.exception()
+            raise
+
+    def __await__(self) -> Generator[Any, None, bool]:
+        """See `AsyncResponse.__await__`."""
+        return self._wait().__await__()
+
+    async def _wait(self) -> bool:
+        try:
+            return await self._response
+        except BaseException as error:  # As in `result`.
             self._is_seen = self._future.done() and error is self._future.exception()
             raise
 
