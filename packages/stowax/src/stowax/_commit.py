@@ -56,7 +56,7 @@ from stowax._operation import (
 from stowax._runtime import Runtime, on_worker
 from stowax._stores._base import already_published, join, walk
 from stowax._tasks import finish_all, noting
-from stowax.errors import CheckpointExistsError, UnsupportedOptionError
+from stowax.errors import CheckpointExistsError, SaveError, UnsupportedOptionError
 
 _logger = logging.getLogger("stowax")
 
@@ -267,7 +267,11 @@ async def _adopt(operation: Operation, directory: str) -> None:
 
 
 def _files_below(local: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(file for file in local.rglob("*") if file.is_file())
+    files = sorted(file for file in local.rglob("*") if not file.is_dir())
+    for file in files:
+        if not file.is_file():  # Opening a named pipe would wait for its other end.
+            raise SaveError(f"{file} is no file, and cannot be saved")
+    return files
 
 
 def _pieces_of(file: pathlib.Path) -> Generator[bytes]:

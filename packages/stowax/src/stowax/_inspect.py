@@ -119,7 +119,7 @@ def checkpointables_metadata(path: Any) -> CheckpointMetadata[dict[str, Any]]:
         for name, directory in checkpoint.items.items():
             typestr = checkpoint.typestrs.get(name)
             handler = handlers.for_loading(name, typestr, kinds[name], None)
-            with noting(f"in the metadata of the checkpointable {name!r}"):
+            with noting(f"while asking for the metadata of {name!r}"):
                 told = await _metadata_by(handler, operation, directory)
             if told is _UNTOLD:
                 told = await describe(operation, directory, typestr)
@@ -156,8 +156,9 @@ def is_orbax_checkpoint(path: Any) -> bool:
 def _look(
     read: Callable[[], Coroutine[Any, Any, T]], settings: Settings, location: str
 ) -> T:
-    work = in_time(read, settings, f"look at {location}")
-    return runtime_of(settings).drive(work)
+    what = f"look at {location}"
+    with noting(f"in the {what}"):
+        return runtime_of(settings).drive(in_time(read, settings, what))
 
 
 async def _metadata_by(handler: Any, operation: Operation, directory: str) -> Any:

@@ -360,7 +360,8 @@ async def _load_named(
         typestr = checkpoint.typestrs.get(name)
         is_described = isinstance(target, OpaqueCheckpointable)
         asked[name] = None if is_described else target
-        handler = handlers.for_loading(name, typestr, kinds[name], asked[name])
+        with noting(f"while choosing who loads {name!r}"):
+            handler = handlers.for_loading(name, typestr, kinds[name], asked[name])
         if handler is None and required and not is_described:
             raise handlers.none_loads(checkpoint.items[name], name, typestr)
         chosen[name] = handler

@@ -330,7 +330,7 @@ def _stage_all(
     started_nsecs = runtime.now_nsecs()
     chosen: dict[str, Any] = {}
     if failure is None:
-        chosen, failure = _choose(checkpointables, settings, runtime)
+        chosen, failure = _choose(location, checkpointables, settings, runtime)
     operation = runtime.run(
         begin(
             location,
@@ -366,7 +366,10 @@ def _stage_all(
 
 
 def _choose(
-    checkpointables: Mapping[str, Any], settings: Settings, runtime: Runtime
+    location: str,
+    checkpointables: Mapping[str, Any],
+    settings: Settings,
+    runtime: Runtime,
 ) -> tuple[dict[str, Any], Exception | None]:
     """The handler of every checkpointable, or why this process cannot save them.
 
@@ -379,7 +382,8 @@ def _choose(
         handlers = Handlers(settings)
         chosen: dict[str, Any] = {}
         for name, checkpointable in checkpointables.items():
-            with noting(f"while choosing who saves the checkpointable {name!r}"):
+            note = f"in the save to {location}, while choosing who saves {name!r}"
+            with noting(note):
                 chosen[name] = handlers.for_saving(name, checkpointable)
         return chosen, None
     except Exception as error:  # noqa: BLE001 handlers may raise anything
