@@ -5,6 +5,7 @@ A case stands in `READ`, or in `PENDING` with the reason why it cannot be read y
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,13 @@ def test_reads_what_was_saved(name):
 
 
 @pytest.mark.parametrize("name", READ)
+def test_reads_in_the_background(name):
+    """So it is in the background: all checkpointables together, and trees alone."""
+    for path, content in load_case(name).checkpoints.items():
+        assert _differences(path, content, load=_load_later) == []
+
+
+@pytest.mark.parametrize("name", READ)
 def test_knows_what_was_saved_beside(name):
     """Handlers, metrics and the user's metadata are those that were saved."""
     for path, content in load_case(name).checkpoints.items():
@@ -186,11 +194,25 @@ def _tree_part(document: bytes) -> Any:
     return said.get("tree_metadata", said)
 
 
-def _differences(path: Path, content: dict[str, Any]) -> list[str]:
+def _load_later(path: Path) -> dict[str, Any]:
+    loaded = stowax.load_checkpointables_async(path).result()
+    kinds = stowax.checkpointables_metadata(path).metadata
+    for name, value in loaded.items():
+        if not isinstance(value, stowax.OpaqueCheckpointable) and kinds[name]:
+            named = {"checkpointable_name": name} if name else {}
+            loaded[name] = stowax.load_async(path, **named).result()
+    return loaded
+
+
+def _differences(
+    path: Path,
+    content: dict[str, Any],
+    load: Callable[[Path], dict[str, Any]] = stowax.load_checkpointables,
+) -> list[str]:
     """How what is loaded differs from a description of the whole checkpoint."""
     items = content.get("items") or {"": content["item"]}
     with jax.enable_x64(True):
-        loaded = stowax.load_checkpointables(path)
+        loaded = load(path)
 
     # Metrics belong to the checkpoint; they are none of its checkpointables.
     assert loaded.keys() == items.keys() - {"metrics"}

@@ -25,6 +25,9 @@ class _Caller:
     registry: dict[Any, Any] = field(repr=False)
     """Where the caller's module remembers which warnings it has shown."""
     mesh: jax.sharding.Mesh | None
+    has_64_bits: bool
+    """Whether JAX makes arrays of 64 bits."""
+    default_device: Any
 
 
 _CALLER: Final[contextvars.ContextVar[_Caller | None]] = contextvars.ContextVar(
@@ -65,6 +68,20 @@ def mesh_in_scope() -> jax.sharding.Mesh | None:
 
 
 @contextlib.contextmanager
+def as_caller() -> Generator[None]:
+    """Has JAX, on this thread, make arrays as it does on that of the caller."""
+    caller = _CALLER.get()
+    if caller is None:
+        yield
+        return
+    with (
+        jax.enable_x64(caller.has_64_bits),
+        jax.default_device(caller.default_device),
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def in_mesh(mesh: jax.sharding.Mesh | None) -> Generator[None]:
     """Has JAX, on this thread, find the mesh that shardings are resolved against."""
     if mesh is None or mesh == _mesh_of_this_thread():
@@ -93,6 +110,8 @@ def _on_this_thread() -> _Caller:
         module=frame.f_globals.get("__name__") or "<unknown>",
         registry=frame.f_globals.setdefault("__warningregistry__", {}),
         mesh=_mesh_of_this_thread(),
+        has_64_bits=jax.config.jax_enable_x64,
+        default_device=jax.config.jax_default_device,
     )
 
 

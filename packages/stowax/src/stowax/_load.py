@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from stowax._caller import on_behalf
+from stowax._caller import as_caller, on_behalf
 from stowax._context import Settings, check_supported, current_settings
 from stowax._digest import digest_file, read_pieces
 from stowax._formats._base import ItemKind, OpenCheckpoint
@@ -190,8 +190,14 @@ class _Load:
     def later(self) -> AsyncResponse[Any]:
         # What blocks cannot be stopped, but is not waited for beyond the deadline.
         with on_behalf():
-            future = guest_in_time(self.runtime, self.work, self.settings, self.what)
+            future = guest_in_time(
+                self.runtime, self._as_caller(), self.settings, self.what
+            )
         return respond(self.runtime, future, what=self.what)
+
+    async def _as_caller(self) -> Any:
+        with as_caller():
+            return await self.work
 
 
 def _start_load(path: Any, target: Any, name: str | None) -> _Load:

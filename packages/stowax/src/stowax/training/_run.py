@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
-from stowax._caller import on_behalf
+from stowax._caller import as_caller, on_behalf
 from stowax._commit import RootFacts
 from stowax._context import Context
 from stowax._delete import remove, start_delete
@@ -319,7 +319,8 @@ class Run:
 
             async def work() -> T:
                 try:
-                    return read(found.path)
+                    with as_caller():
+                        return read(found.path)
                 finally:
                     self._steps.release(found.step)
 
