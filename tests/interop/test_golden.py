@@ -5,6 +5,8 @@ A case stands in `READ`, or in `PENDING` with the reason why it cannot be read y
 
 import asyncio
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,29 @@ def test_damage_is_found(name):
     assert case.status == "corrupt"
     with pytest.raises(DAMAGED[name], match="state"):
         stowax.load_checkpointables(case.directory / "checkpoint")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes by name")
+@pytest.mark.parametrize("name", ["v1_basic", "v1_zarr3_files", "v0_pytree_files"])
+def test_pipe_in_place_of_a_file(tmp_path, name):
+    """No load waits for the other end of a pipe: it is named, or was not needed."""
+    (path,) = load_case(name).checkpoints
+    copy = Path(shutil.copytree(path, tmp_path / "c"))
+    pipes = 0
+    for file in sorted(file for file in copy.rglob("*") if file.is_file()):
+        content = file.read_bytes()
+        file.unlink()
+        os.mkfifo(file)
+        for look in (stowax.checkpointables_metadata, stowax.load_checkpointables):
+            try:
+                with jax.enable_x64(True):
+                    look(copy)
+            except CorruptCheckpointError as error:
+                pipes += f"{file} is no file" in str(error)
+        file.unlink()
+        file.write_bytes(content)
+
+    assert pipes >= 4
 
 
 @pytest.mark.parametrize("name", UNNOTICED)

@@ -9,6 +9,7 @@ import pytest
 from sample_trees import Layer, Nothing, bits, differences, shardings
 
 import stowax
+from stowax._stores._local import LocalStore
 from stowax.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -268,3 +269,59 @@ def test_is_orbax_checkpoint(place):
     assert stowax.is_orbax_checkpoint(place / "checkpoint")
     for other in (place.directory, place / "no", place / "checkpoint/stowax.json"):
         assert not stowax.is_orbax_checkpoint(other)
+
+
+class Exchanging(LocalStore):
+    """Exchanges two checkpoints when some document of one is read again."""
+
+    def __init__(self, path, other, name, count):
+        super().__init__()
+        self.path, self.other, self.name = path, other, name
+        self.left = count
+        self.is_done = False
+
+    async def read_into(self, path, offset_bytes, buffer):
+        await super().read_into(path, offset_bytes, buffer)
+        self.left -= path.endswith(f"/{self.name}")
+        if self.left == 0 and not self.is_done:
+            self.is_done = True
+            self.path.rename(self.path.with_name("old"))
+            self.other.rename(self.path)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", ["stowax.json", "stowax.manifest"])
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda path: stowax.metadata(path).metadata,
+        lambda path: stowax.checkpointables_metadata(path).metadata,
+        lambda path: stowax.checkpointables_metadata(path).custom_metadata,
+        lambda path: str(stowax.preview_load(path)),
+        lambda path: stowax.load_leaf(path, "n"),
+        stowax.is_orbax_checkpoint,
+    ],
+    ids=["metadata", "all", "custom", "preview", "leaf", "is_checkpoint"],
+)
+def test_replaced_while_looking(tmp_path, look, name, count, verify):
+    """Facts under an overwrite are those of the old checkpoint or of the new one."""
+    states = [{"w": np.zeros(3), "n": 1}, {"v": np.zeros((2, 2)), "n": 2}]
+    answers = []
+    for number, state in enumerate(states):
+        note = {"number": number}
+        stowax.save(tmp_path / "c", state, custom_metadata=note, overwrite=True)
+        answers.append(look(tmp_path / "c"))
+        stowax.save(tmp_path / str(number), state, custom_metadata=note)
+    stowax.delete(tmp_path / "c")
+    (tmp_path / "0").rename(tmp_path / "c")
+    store = Exchanging(tmp_path / "c", tmp_path / "1", name, count)
+    context = stowax.Context(
+        file=stowax.options.FileOptions(store=store),
+        integrity=stowax.options.IntegrityOptions(verify=verify),
+    )
+
+    with context:
+        found = look(tmp_path / "c")
+
+    assert found in answers

@@ -1,9 +1,11 @@
 """Never silently wrong: damage anywhere is an error of ours, or changes nothing."""
 
+import contextlib
 import itertools
 import os
 import pathlib
 import shutil
+import socket
 import warnings
 
 import jax
@@ -15,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from sample_trees import Point, bits, differences, mesh, plain
 
 import stowax
+from stowax._stores._base import REPLACEMENT_SUFFIX
 from stowax.errors import CorruptCheckpointError, StowaxError
 from stowax.handlers import JsonHandler
 from stowax.options import CheckpointablesOptions, IntegrityOptions
@@ -441,3 +444,92 @@ def test_shape_says_what_is_stored(checkpoint, facts):
         stowax.load(checkpoint / "state", checkpointable_name=None)
 
     assert str(manifest) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"shape": [0, 1 << 62]},
+        {"shape": [0, 1 << 64]},
+        {"shape": [0, 1 << 62], "chunk": [1, 1 << 62]},
+        {"shape": [0] * 65, "chunk": [1] * 65},
+    ],
+    ids=lambda facts: str(facts)[:40],
+)
+@pytest.mark.parametrize(
+    "read",
+    [stowax.load, stowax.metadata, stowax.preview_load],
+    ids=lambda read: read.__name__,
+)
+def test_shape_that_no_array_has(tmp_path, read, facts):
+    """Nothing is stored of an empty array, and still its shape must be possible."""
+    from stowax._codecs._checksum import seal, unseal
+
+    stowax.save(tmp_path / "c", {"empty": np.zeros((0, 3)), "x": 1})
+    manifest = tmp_path / "c/state/stowax.manifest"
+    document = unseal(manifest.read_bytes())
+    document["leaves"][0].update(facts)
+    manifest.write_bytes(seal(document))
+
+    with pytest.raises(CorruptCheckpointError, match="leaf 'empty' has the shape"):
+        read(tmp_path / "c/state", checkpointable_name=None)
+
+
+def replace_with_pipe(file):
+    """Puts a named pipe, whose readers wait for a writer, in the place of a file."""
+    file.unlink()
+    os.mkfifo(file)
+
+
+def replace_with_device(file):
+    """Puts a link to a device without end in the place of a file."""
+    file.unlink()
+    file.symlink_to("/dev/zero")
+
+
+def replace_with_socket(file):
+    """Puts a socket in the place of a file."""
+    file.unlink()
+    here = os.getcwd()
+    os.chdir(file.parent)  # The names of sockets are short.
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(file.name)
+    finally:
+        os.chdir(here)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has none of them")
+@pytest.mark.parametrize(
+    "replace", [replace_with_pipe, replace_with_device, replace_with_socket]
+)
+def test_what_is_no_file(checkpoint, replace):
+    """No load waits for a pipe, a socket or a device in the place of any file."""
+    hidden = checkpoint.parent / "hidden"
+    for file in files_of(checkpoint):
+        file.rename(hidden)
+        file.touch()
+        replace(file)
+        assert wrong(checkpoint) == []
+        for verify in (True, False):
+            with context(verify=verify):
+                assert isinstance(stowax.is_orbax_checkpoint(checkpoint), bool)
+                with contextlib.suppress(CorruptCheckpointError):
+                    stowax.checkpointables_metadata(checkpoint)
+                with contextlib.suppress(StowaxError):
+                    stowax.load_checkpointables(checkpoint, {"state": None})
+        file.unlink()
+        hidden.rename(file)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes by name")
+def test_record_that_is_no_file(checkpoint):
+    """Nor does a save for what looks like the record of an unfinished overwrite."""
+    os.mkfifo(f"{checkpoint}{REPLACEMENT_SUFFIX}")
+
+    with pytest.raises(CorruptCheckpointError, match="no file, but a pipe"):
+        stowax.save(checkpoint, {"x": 1}, overwrite=True)
+    assert wrong(checkpoint) == []
+    shutil.rmtree(checkpoint)
+    with pytest.raises(StowaxError, match="nothing is at"):
+        stowax.load(checkpoint)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import pathlib
 import re
 from collections.abc import Generator, Sequence
@@ -29,6 +30,7 @@ from stowax._formats._base import ReadRequest
 from stowax._keypath import array_prefix
 from stowax._manifest import LeafEntry
 from stowax._runtime import on_worker
+from stowax._stores._base import no_file
 from stowax._tasks import run_all
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
 
@@ -130,10 +132,15 @@ class TensorStoreSource:
         if not arrays:
             return self._leaves
         prefixes = [self._prefix(leaf.name) for leaf in arrays]
+        name = DOCUMENT_NAMES[self._version]
+        if self._use_ocdbt:
+            _check_files_below(self._directory)
+        else:
+            for prefix in prefixes:
+                _check_file(self._directory / prefix / name)
         with self._at(arrays[0]):
             documents = ts.KvStore.open(self._kvstore(""), context=self._context)
             store = documents.result()
-        name = DOCUMENT_NAMES[self._version]
         reads = [store.read(f"{array_prefix(prefix)}{name}") for prefix in prefixes]
         found = (
             self._with_document(leaf, read)
@@ -161,9 +168,12 @@ class TensorStoreSource:
 
     async def _open(self, position: int, gate: asyncio.Semaphore) -> None:
         leaf = self._leaves[position]
+        prefix = self._prefix(leaf.name)
+        if not self._use_ocdbt:
+            await on_worker(_check_files_below, self._directory / prefix)
         spec = {
             "driver": "zarr3" if self._version == 3 else "zarr",
-            "kvstore": self._kvstore(self._prefix(leaf.name)),
+            "kvstore": self._kvstore(prefix),
             "fill_missing_data_reads": self._fills_missing,
             "recheck_cached_data": False,
             "recheck_cached_metadata": False,
@@ -227,6 +237,35 @@ class TensorStoreSource:
 
     def _place(self, leaf: LeafEntry) -> str:
         return f"leaf {leaf.name!r} of {self._directory}"
+
+
+def _check_files_below(directory: pathlib.Path) -> None:
+    """Refuses what TensorStore would wait for without end, such as a named pipe.
+
+    Raises:
+        CorruptCheckpointError: Names it.
+    """
+    seen: set[tuple[int, int]] = set()  # A link may lead back to where we came from.
+    ahead = [os.fspath(directory)]
+    while ahead:
+        here = ahead.pop()
+        # What is missing is TensorStore's to say.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found = os.stat(here)
+            if (found.st_dev, found.st_ino) in seen:
+                continue
+            seen.add((found.st_dev, found.st_ino))
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        ahead.append(entry.path)
+                    elif not entry.is_file():  # Or a link that leads nowhere.
+                        _check_file(pathlib.Path(entry.path))
+
+
+def _check_file(path: pathlib.Path) -> None:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise no_file(str(path))
 
 
 def _with_facts(leaf: LeafEntry, facts: ArrayFacts, place: str) -> LeafEntry:

@@ -232,6 +232,14 @@ async def walk(store: Store, path: str) -> list[tuple[str, Entry]]:
     return found
 
 
+def no_file(path: str) -> CorruptCheckpointError:
+    """The error for what looks like a file, but would keep its reader waiting."""
+    return CorruptCheckpointError(
+        f"{path} is no file, but a pipe, a socket or a device. Nothing that was saved "
+        "looks like this; do not load this checkpoint if you do not know who changed it"
+    )
+
+
 def join(directory: str, relative: str) -> str:
     """A path below `directory`, from a name that was read from a file.
 

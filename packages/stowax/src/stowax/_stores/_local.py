@@ -41,11 +41,12 @@ from stowax._stores._base import (
     check_siblings,
     file_too_short,
     format_replacement,
+    no_file,
     parse_replacement,
     size_mismatch,
 )
 from stowax._tasks import run_all
-from stowax.errors import CorruptCheckpointError, SaveError
+from stowax.errors import SaveError
 
 if sys.platform != "win32":
     import fcntl
@@ -291,17 +292,19 @@ def _read_range(path: str, offset_bytes: int, view: memoryview) -> None:
 
 def _open_to_read(path: str, flags: int) -> int:
     """Opens a file, and nothing else: a named pipe would keep us waiting for ever."""
-    file = os.open(path, flags | _NONBLOCK)
+    try:
+        file = os.open(path, flags | _NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # What a socket answers.
+            raise
+        raise no_file(path) from error
     mode = os.fstat(file).st_mode
     if stat.S_ISREG(mode):
         return file
     os.close(file)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    raise CorruptCheckpointError(
-        f"{path} is no file, but a pipe or a device. Nothing that was saved looks like "
-        "this; do not load this checkpoint if you do not know who changed it."
-    )
+    raise no_file(path)
 
 
 @contextlib.contextmanager
@@ -467,7 +470,8 @@ def _complete_replacement(final: str) -> None:
     if not os.path.lexists(record):
         return
     with _alone(record):
-        name = parse_replacement(pathlib.Path(record).read_bytes())
+        with open(record, "rb", opener=_open_to_read) as file:
+            name = parse_replacement(file.read())
         if name is not None:  # Otherwise it was cut short, before any rename.
             draft = posixpath.join(parent, name)
             if not os.path.lexists(final) and os.path.lexists(draft):
