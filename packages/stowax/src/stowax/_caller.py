@@ -110,8 +110,8 @@ def _on_this_thread() -> _Caller:
         module=frame.f_globals.get("__name__") or "<unknown>",
         registry=frame.f_globals.setdefault("__warningregistry__", {}),
         mesh=_mesh_of_this_thread(),
-        has_64_bits=jax.config.jax_enable_x64,
-        default_device=jax.config.jax_default_device,
+        has_64_bits=jax.config.jax_enable_x64,  # pyright: ignore[reportAttributeAccessIssue] - set by JAX at import
+        default_device=jax.config.jax_default_device,  # pyright: ignore[reportAttributeAccessIssue] - the same
     )
 
 
