@@ -411,6 +411,37 @@ def test_interrupt(place, save_blocking):
         save_blocking(place / "run", {"host": np.ones(3)})
 
 
+class SlowToStartGuests(stowax._runtime.Runtime):
+    """Starts no guest before an interrupt has come."""
+
+    def start_guest(self, awaitable):
+        try:
+            assert not threading.Event().wait(10)
+        finally:
+            future = super().start_guest(awaitable)
+        return future
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no signals to threads")
+def test_interrupt_while_a_step_is_started(place):
+    """A step is given up as well when Ctrl-C comes before anybody waits for it."""
+    base = LocalStore() if place.store is None else place.store
+    store = InterruptingStore(base, "stowax.json")
+    runtime = SlowToStartGuests()
+
+    with (
+        stowax.Context(file=FileOptions(store=store), runtime=runtime),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        _save_step(place / "run", {"host": np.ones(3)})
+
+    assert store.has_ended
+    assert is_empty(base, place / "run")
+    runtime.finish()
+    assert runtime.unseen_failures.all() == ()
+    runtime.close()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="has no signals to threads")
 def test_interrupt_while_the_draft_is_made(place):
     """Ctrl-C leaves no draft, however early it comes."""

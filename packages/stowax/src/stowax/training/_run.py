@@ -164,7 +164,13 @@ class Run:
             except CheckpointExistsError as error:
                 raise self._step_exists(step) from error
             published = staged.start()
-            future = self.runtime.start_guest(self._follow(step, published))
+            try:
+                future = self.runtime.start_guest(self._follow(step, published))
+            except BaseException:  # An interrupt; raised again.
+                staged.cancel()
+                with contextlib.suppress(Exception):
+                    published.result()  # That it was cancelled is no news to anybody.
+                raise
         what = f"save of step {step} in {self.directory}"
         response = respond(self.runtime, future, what=what)
         self._pending = Pending(future, response, saving=current, cancel=staged.cancel)
