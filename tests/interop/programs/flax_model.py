@@ -20,7 +20,7 @@ class Network(nnx.Module):
 
 @jax.jit
 def train():
-    """The state of a network that has seen one batch, and what it says of another."""
+    """The state of a network that has seen a batch."""
     model = Network(nnx.Rngs(0))
     model(jnp.arange(6.0).reshape(2, 3))
     return nnx.state(model)
@@ -28,8 +28,8 @@ def train():
 
 @nnx.jit
 def answer(model):
-    """What a network says of an input, and of the same one again."""
-    x = jnp.ones((1, 3))
+    """What a network says of a batch, and of the same one again."""
+    x = jnp.arange(12.0).reshape(4, 3)
     return model(x), model(x)
 
 
