@@ -361,6 +361,28 @@ class TestPartial:
                     stowax.load(saved, asked)
 
 
+@pytest.mark.parametrize(
+    ("asked", "form"),
+    [
+        (over(None), "float32[8, 16]"),
+        (np.zeros(3), "float64[3]"),
+        (jax.Array, "an array"),
+        (np.ndarray, "an array"),
+    ],
+)
+def test_array_for_a_string(place, asked, form):
+    """A string is no array: a mismatch among the others, not an error about dtypes."""
+    stowax.save(place / "checkpoint", {"text": "a", "step": 3})
+
+    with pytest.raises(TreeMismatchError, match="text") as caught:
+        stowax.load(place / "checkpoint", {"text": asked, "step": str})
+
+    assert [p.rpartition("asked ")[2] for p in caught.value.problems] == [
+        "string, stored int",
+        f"{form}, stored string",
+    ]
+
+
 class Careful:
     """Loads itself with options of its own, inside the load of somebody else."""
 

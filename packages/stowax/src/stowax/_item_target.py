@@ -86,7 +86,9 @@ def asked_form(target: Any, entry: LeafEntry | None = None) -> str:
     if target is str or isinstance(target, str):
         return "string"
     if target is jax.Array or target is np.ndarray:
-        return "an array" if entry is None else stored_form(entry)
+        if entry is None or entry.dtype is None:
+            return "an array"
+        return stored_form(entry)
     if isinstance(target, type):
         return target.__name__
     if not hasattr(target, "shape") or not hasattr(target, "dtype"):

@@ -306,7 +306,8 @@ def _described(entry: LeafEntry) -> _Asked:
         # An implementation that this program has not registered leaves plain data.
         with contextlib.suppress(ValueError):
             return _Asked(entry.shape[:-1], key_dtype(entry.prng_impl))
-    return _Asked(entry.shape, dtype_from_name(entry.dtype or ""))
+    # A text has no dtype; that it is no array is found when kinds are compared.
+    return _Asked(entry.shape, dtype_from_name(entry.dtype or "uint8"))
 
 
 def _abstract(entry: LeafEntry) -> ArrayMetadata:
