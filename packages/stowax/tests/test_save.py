@@ -28,6 +28,7 @@ from stowax import _operation
 from stowax.errors import (
     BackgroundSaveError,
     CheckpointExistsError,
+    DeletedArrayError,
     HandlerError,
     InvalidNameError,
     KeyPathCollisionError,
@@ -390,13 +391,14 @@ class TestRefusals:
 
         assert snapshot(tmp_path) == {}
 
-    def test_deleted_array(self, tmp_path):
+    @pytest.mark.parametrize("others", [{}, {"f": print}])
+    def test_deleted_array(self, tmp_path, others):
         """An array that was deleted or donated cannot be saved, and nothing is left."""
         array = jax.device_put(np.ones(3))
         array.delete()
 
-        with pytest.raises(UnsupportedLeafError, match=r"'x'.*deleted or donated"):
-            stowax.save(tmp_path / "checkpoint", {"x": array})
+        with pytest.raises(DeletedArrayError, match=r"'x'.*deleted or donated"):
+            stowax.save(tmp_path / "checkpoint", {"x": array, **others})
 
         assert snapshot(tmp_path) == {}
 

@@ -446,7 +446,7 @@ class Context(OptionGroup):
             name = _ALIASES[name]
         kind = _DEFAULTS.get(name)
         if name == "checkpoint_layout":
-            value = CheckpointLayout(value)
+            value = _layout(value)
         elif isinstance(kind, type):
             if not isinstance(value, kind):
                 raise TypeError(
@@ -525,6 +525,16 @@ _ALIASES: Final = {
     for alias, value in vars(Context).items()
     if isinstance(value, _DeprecatedAlias)
 }
+
+
+def _layout(value: Any) -> CheckpointLayout:
+    try:
+        return CheckpointLayout(value)
+    except ValueError:
+        known = [layout.value for layout in CheckpointLayout]
+        raise UnsupportedOptionError(
+            f"Context.checkpoint_layout must be one of {known}, found {value!r}"
+        ) from None
 
 
 def _warn_renamed(old: str, new: str, *, stacklevel: int) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from stowax.errors import InvalidMetadataError
+
 
 def json_object(what: str, value: Any) -> Any:
     """Checks what a user wants to keep, and makes JSON of it.
@@ -18,12 +20,13 @@ def json_object(what: str, value: Any) -> Any:
         value: A dict, or None.
 
     Raises:
-        TypeError: It is no dict with string keys, or holds something else than JSON.
+        InvalidMetadataError: It is no dict with string keys, or is not JSON inside.
     """
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise TypeError(f"{what} must be a dict, found {type(value).__qualname__}")
+        found = type(value).__qualname__
+        raise InvalidMetadataError(f"{what} must be a dict, found {found}")
     return _json(what, value)
 
 
@@ -33,7 +36,9 @@ def _json(where: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise TypeError(f"{where}: keys must be strings, found {key!r}")
+                raise InvalidMetadataError(
+                    f"{where}: keys must be strings, found {key!r}"
+                )
         return {key: _json(f"{where}[{key!r}]", v) for key, v in value.items()}
     if isinstance(value, list | tuple):
         return [_json(f"{where}[{i}]", element) for i, element in enumerate(value)]
@@ -42,7 +47,7 @@ def _json(where: str, value: Any) -> Any:
         if number.dtype.kind in "biu":
             return number.item()
         return float(number)
-    raise TypeError(
+    raise InvalidMetadataError(
         f"{where} must be JSON (a dict, list, number, string, bool or None), found "
         f"{type(value).__qualname__}"
     )

@@ -158,7 +158,7 @@ def plan_load(
     else:
         asked = _stored(item, rules)
     planned: list[LeafFit | LeafPreview] = []
-    unsupported: list[str] = []
+    unsupported: list[UnsupportedLeafError] = []
     for leaf in asked.leaves:
         try:
             planned.append(
@@ -174,7 +174,7 @@ def plan_load(
                 )
             )
         except UnsupportedLeafError as error:
-            unsupported.append(str(error))
+            unsupported.append(error)
     check_all(unsupported, "loaded")
     return LoadPlan(
         path=item.path,

@@ -146,7 +146,7 @@ def _describe(
     """What there is to store of every leaf; refuses all unsupported ones at once."""
     encoded: list[EncodedLeaf] = []
     described: list[Description] = []
-    problems: list[str] = []
+    errors: list[UnsupportedLeafError] = []
     for leaf, name in zip(flat.leaves, flat.names, strict=True):
         try:
             with at_leaf(name):
@@ -155,8 +155,8 @@ def _describe(
                     encoded[-1].kind.describe(encoded[-1].value, processes)
                 )
         except UnsupportedLeafError as error:
-            problems.append(str(error))
-    check_all(problems, "written")
+            errors.append(error)
+    check_all(errors, "written")
     return encoded, described
 
 

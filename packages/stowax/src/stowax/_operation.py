@@ -390,8 +390,8 @@ def absolute(path: Any) -> str:
     Raises:
         InvalidNameError: It is no path.
     """
-    text = os.fspath(path)
-    if isinstance(text, bytes) or not text or "\0" in text:
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
         raise InvalidNameError(f"{path!r} is no path of a checkpoint")
     if "://" not in text:
         text = pathlib.Path(os.path.abspath(os.path.expanduser(text))).as_posix()

@@ -8,14 +8,17 @@ handle the other:
     ├── CheckpointExistsError        (ValueError, FileExistsError)
     │   ├── StepAlreadyExistsError
     │   └── SaveInProgressError
-    ├── CheckpointNotFoundError      (FileNotFoundError)
-    │   └── StepNotFoundError
-    ├── CheckpointableNotFoundError  (KeyError)
     ├── InvalidLayoutError           (ValueError)
-    ├── InvalidNameError             (ValueError)
+    │   ├── CheckpointNotFoundError      (FileNotFoundError)
+    │   │   └── StepNotFoundError
+    │   ├── CheckpointableNotFoundError  (KeyError)
+    │   └── NotADirectoryLayoutError     (NotADirectoryError)
+    ├── InvalidNameError             (ValueError, TypeError)
+    ├── InvalidMetadataError         (ValueError, TypeError)
     ├── TreeError                    (ValueError)
     │   ├── KeyPathCollisionError
     │   ├── UnsupportedLeafError     (TypeError)
+    │   │   └── DeletedArrayError    (RuntimeError)
     │   ├── TreeMismatchError
     │   ├── RenameError
     │   ├── LeafNotFoundError        (KeyError)
@@ -33,7 +36,8 @@ handle the other:
     └── UnsupportedOptionError       (ValueError)
 
 Messages name the path, the leaf, what was expected and what was found, and propose a
-fix that uses public names only.
+fix that uses public names only. What the operating system says (`PermissionError`, a
+full disk) and what a user's own code raises is passed on as it is.
 """
 
 from __future__ import annotations
@@ -48,13 +52,16 @@ __all__ = [
     "ContextInUseError",
     "CorruptCheckpointError",
     "DeadlineError",
+    "DeletedArrayError",
     "HandlerError",
     "HandlerNotFoundError",
     "InvalidLayoutError",
+    "InvalidMetadataError",
     "InvalidNameError",
     "KeyPathCollisionError",
     "LeafIndexError",
     "LeafNotFoundError",
+    "NotADirectoryLayoutError",
     "PeerFailedError",
     "ProcessesError",
     "RenameError",
@@ -83,6 +90,10 @@ class StowaxError(Exception):
         CheckpointNotFoundError
     """
 
+    def __str__(self) -> str:
+        # Our messages are sentences; a KeyError would show their repr.
+        return Exception.__str__(self)
+
 
 class CheckpointExistsError(StowaxError, ValueError, FileExistsError):
     """Something is already saved at the path, and `overwrite=True` was not given."""
@@ -96,7 +107,11 @@ class SaveInProgressError(CheckpointExistsError):
     """A save to the same path is under way in this process; wait for it first."""
 
 
-class CheckpointNotFoundError(StowaxError, FileNotFoundError):
+class InvalidLayoutError(StowaxError, ValueError):
+    """What is at the path is not a complete checkpoint of a known format."""
+
+
+class CheckpointNotFoundError(InvalidLayoutError, FileNotFoundError):
     """There is nothing at the path."""
 
 
@@ -104,20 +119,20 @@ class StepNotFoundError(CheckpointNotFoundError):
     """The directory of steps has no such step."""
 
 
-class CheckpointableNotFoundError(StowaxError, KeyError):
+class CheckpointableNotFoundError(InvalidLayoutError, KeyError):
     """The checkpoint holds no checkpointable of that name."""
 
-    def __str__(self) -> str:
-        # KeyError would show the repr of its argument; ours is a sentence.
-        return Exception.__str__(self)
+
+class NotADirectoryLayoutError(InvalidLayoutError, NotADirectoryError):
+    """The path is a file; a checkpoint is a directory."""
 
 
-class InvalidLayoutError(StowaxError, ValueError):
-    """The path exists, but is not a complete checkpoint of a known format."""
+class InvalidNameError(StowaxError, ValueError, TypeError):
+    """A path, a checkpointable name or a step that no checkpoint can have."""
 
 
-class InvalidNameError(StowaxError, ValueError):
-    """A checkpointable name or a path that no checkpoint can use."""
+class InvalidMetadataError(StowaxError, ValueError, TypeError):
+    """Metadata or metrics that are no JSON object; nothing was written."""
 
 
 class TreeError(StowaxError, ValueError):
@@ -140,6 +155,10 @@ class UnsupportedLeafError(TreeError, TypeError):
         self.problems = tuple(problems)
 
 
+class DeletedArrayError(UnsupportedLeafError, RuntimeError):
+    """A leaf is an array that was deleted or donated; nothing was written."""
+
+
 class TreeMismatchError(TreeError):
     """The abstract state and the checkpoint differ; nothing was loaded.
 
@@ -159,10 +178,6 @@ class RenameError(TreeError):
 class LeafNotFoundError(TreeError, KeyError):
     """The tree has no leaf of that name."""
 
-    def __str__(self) -> str:
-        # As in `CheckpointableNotFoundError`.
-        return Exception.__str__(self)
-
 
 class LeafIndexError(TreeError, IndexError):
     """An index that selects no slice of the stored leaf."""
@@ -178,10 +193,6 @@ class HandlerError(StowaxError, ValueError):
 
 class HandlerNotFoundError(HandlerError, KeyError):
     """No handler is registered for a name, or can save or load a checkpointable."""
-
-    def __str__(self) -> str:
-        # As in CheckpointableNotFoundError.
-        return Exception.__str__(self)
 
 
 class SaveError(StowaxError, RuntimeError):
@@ -217,4 +228,4 @@ class RunningLoopError(StowaxError, RuntimeError):
 
 
 class UnsupportedOptionError(StowaxError, ValueError):
-    """An option is set to a value whose meaning is not built yet."""
+    """An option is set to a value that it cannot have, or that is not built yet."""

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, final
 from etils import epath
 
 from stowax._group import OptionGroup
+from stowax.errors import UnsupportedOptionError
 
 if TYPE_CHECKING:
     import jax.typing
@@ -543,7 +544,9 @@ class MemoryOptions(OptionGroup):
 
         def __post_init__(self) -> None:
             if self.profiler is None:
-                raise ValueError("RegulatorOptions needs a `profiler`, found None")
+                raise UnsupportedOptionError(
+                    "RegulatorOptions needs a `profiler`, found None"
+                )
 
     write_concurrent_bytes: int | None = None
     """Bytes in flight to the store. Ignored for now."""

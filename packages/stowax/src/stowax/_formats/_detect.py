@@ -22,6 +22,7 @@ from stowax.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     InvalidLayoutError,
+    NotADirectoryLayoutError,
 )
 
 _FORMATS: tuple[Format, ...] = (StowaxFormat(), OrbaxV1Format(), OrbaxV0Format())
@@ -43,7 +44,7 @@ async def open_checkpoint(store: Store, path: str, *, verify: bool) -> OpenCheck
         )
     _refuse_unfinished(path)
     if not entry.is_directory:
-        raise InvalidLayoutError(f"{path} is a file; a checkpoint is a directory")
+        raise NotADirectoryLayoutError(f"{path} is a file; a checkpoint is a directory")
     for known in _FORMATS:
         if not await known.recognises(store, path):
             continue

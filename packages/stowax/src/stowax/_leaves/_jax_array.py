@@ -32,7 +32,7 @@ from stowax._leaves._base import Description, Holding, Wanted
 from stowax._manifest import LeafEntry
 from stowax._processes import Processes
 from stowax._transfer import shards_here, to_default_device, to_devices
-from stowax.errors import UnsupportedLeafError
+from stowax.errors import DeletedArrayError
 
 
 class JaxArrayLeaf:
@@ -45,7 +45,7 @@ class JaxArrayLeaf:
     def describe(self, value: jax.Array, processes: Processes) -> Description:
         """Shape, dtype and holders of the array, or of the key data of PRNG keys."""
         if value.is_deleted():
-            raise UnsupportedLeafError(
+            raise DeletedArrayError(
                 "the array has been deleted or donated; save it before it is given away"
             )
         impl, dtype, shape = None, value.dtype, value.shape

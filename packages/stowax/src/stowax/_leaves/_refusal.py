@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
-from stowax.errors import UnsupportedLeafError
+from stowax.errors import DeletedArrayError, UnsupportedLeafError
 from stowax.tree import PLACEHOLDER
 
 TEACH = "teach it with `PyTreeOptions.leaf_handlers`"
@@ -72,18 +72,20 @@ def type_name(value: Any) -> str:
     return name if cls.__module__ == "builtins" else f"{cls.__module__}.{name}"
 
 
-def check_all(problems: Sequence[str], verb: str) -> None:
-    """Raises all problems as one error, if there are any.
+def check_all(errors: Sequence[UnsupportedLeafError], verb: str) -> None:
+    """Raises all errors as one, if there are any.
 
     Args:
-        problems: A line for every leaf that is not supported.
+        errors: One for every leaf that is not supported.
         verb: What was not done, `written` or `loaded`.
 
     Raises:
         UnsupportedLeafError: Lists them.
+        DeletedArrayError: The same, if it is true of one of them.
     """
-    if not problems:
+    if not errors:
         return
+    problems = [str(error) for error in errors]
     if len(problems) == 1:
         lines = list(problems)
     else:
@@ -92,4 +94,6 @@ def check_all(problems: Sequence[str], verb: str) -> None:
     if len(problems) > _SHOWN:
         lines.append(f"  … and {len(problems) - _SHOWN} more (see `problems`)")
     text = "\n".join(lines)
-    raise UnsupportedLeafError(f"{text}\nNothing was {verb}.", problems)
+    is_deleted = any(isinstance(error, DeletedArrayError) for error in errors)
+    kind = DeletedArrayError if is_deleted else UnsupportedLeafError
+    raise kind(f"{text}\nNothing was {verb}.", problems)

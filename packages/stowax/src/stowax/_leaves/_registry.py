@@ -204,15 +204,15 @@ def _check(
     refusal: Callable[[Any], UnsupportedLeafError],
     verb: str,
 ) -> None:
-    problems: list[str] = []
+    errors: list[UnsupportedLeafError] = []
     for leaf, name in zip(flat.leaves, flat.names, strict=True):
         try:
             with at_leaf(name):
                 if leaf is not PLACEHOLDER and not accepts(leaf):
                     raise refusal(leaf)
         except UnsupportedLeafError as error:
-            problems.append(str(error))
-    check_all(problems, verb)
+            errors.append(error)
+    check_all(errors, verb)
 
 
 # --- the standard kinds ---------------------------------------------------------------

@@ -28,7 +28,7 @@ from stowax._metadata import CheckpointMetadata as _CheckpointMetadata
 from stowax._runtime import on_worker
 from stowax._stores._base import REPLACEMENT_SUFFIX, Store, join, read_bytes
 from stowax._tasks import run_all
-from stowax.errors import CheckpointNotFoundError, StowaxError
+from stowax.errors import CheckpointNotFoundError, InvalidNameError, StowaxError
 
 MetadataT = TypeVar("MetadataT")
 
@@ -132,16 +132,16 @@ def check_step(step: Any) -> int:
     """The number of a step, given as any kind of integer or as its metadata.
 
     Raises:
-        TypeError: It is no integer.
-        ValueError: It is negative.
+        InvalidNameError: It is no integer, or negative.
     """
     if isinstance(step, CheckpointMetadata):
         return step.step
-    if isinstance(step, bool):
-        raise TypeError(f"a step is an integer, found {step}")
-    number = operator.index(step)
+    try:
+        number = -1 if isinstance(step, bool) else operator.index(step)
+    except TypeError:
+        number = -1
     if number < 0:
-        raise ValueError(f"a step is 0 or more, found {number}")
+        raise InvalidNameError(f"a step is an integer, 0 or more, found {step!r}")
     return number
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final, runtime_checkable
 
+from stowax.errors import UnsupportedOptionError
 from stowax.training._steps import CheckpointMetadata
 
 __all__ = [
@@ -284,4 +285,6 @@ def _apart(
 
 def _check_interval(interval_steps: int) -> None:
     if interval_steps < 1:
-        raise ValueError(f"interval_steps must be at least 1, found {interval_steps}")
+        raise UnsupportedOptionError(
+            f"interval_steps must be at least 1, found {interval_steps}"
+        )

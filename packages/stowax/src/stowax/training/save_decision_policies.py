@@ -12,6 +12,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
+from stowax.errors import UnsupportedOptionError
 from stowax.options import MultiprocessingOptions
 from stowax.training._steps import CheckpointMetadata
 
@@ -90,7 +91,9 @@ class FixedIntervalPolicy:
 
     def __post_init__(self) -> None:
         if self.interval < 1:
-            raise ValueError(f"interval must be at least 1, found {self.interval}")
+            raise UnsupportedOptionError(
+                f"interval must be at least 1, found {self.interval}"
+            )
 
     def should_save(
         self,
