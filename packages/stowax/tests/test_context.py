@@ -322,6 +322,12 @@ def test_old_names_work_and_warn(alias, name):
         assert warned[0].filename == __file__
 
 
+def test_only_a_context_is_copied():
+    """What is given in its place is a group, most likely, that wants its name."""
+    with pytest.raises(TypeError, match="copies a Context, found PyTreeOptions"):
+        Context(options.PyTreeOptions())
+
+
 def test_old_and_new_keyword_together_are_refused():
     """Two answers to one question are a mistake."""
     with pytest.raises(TypeError, match="both pytree= and pytree_options="):

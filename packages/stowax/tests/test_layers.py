@@ -31,6 +31,7 @@ LAYERS = {
     "_keypath": 1,
     "_manifest": 1,
     "_metadata": 1,
+    "_option_values": 1,
     "_sharding": 1,
     # ports
     "_formats._base": 2,

@@ -14,6 +14,7 @@ import asyncio
 import dataclasses
 import functools
 import pathlib
+import re
 import threading
 
 import jax
@@ -302,6 +303,41 @@ def test_refused(tmp_path, option, value):
         stowax.save(tmp_path / "checkpoint", {"w": 1})
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("array.saving.use_compression", "yes", "True or False or None"),
+        ("array.saving.use_replica_parallel", "x", "True or False or None"),
+        ("array.saving.storage_options", {"dtype": "f4"}, "StorageOptions"),
+        ("array.saving.ocdbt_target_data_file_size", "x", "an integer or None"),
+        ("array.saving.min_slice_bytes_for_replica_parallel", -1, "at least 0"),
+        ("array.saving.max_replicas_for_replica_parallel", 0, "at least 1"),
+        ("array.saving.max_replicas_for_replica_parallel", True, "an integer or None"),
+        ("array.saving.scoped_storage_options_creator", 5, "a callable or None"),
+        ("array.saving.storage_options.chunk_byte_size", 1.5, "an integer or None"),
+        ("asynchronous.timeout_secs", None, "an integer or a number"),
+        ("asynchronous.post_finalization_callback", 5, "a callable or None"),
+        ("file.path_permission_mode", -1, "0 to 4095"),
+        ("file.path_permission_mode", 99999, "0 to 4095"),
+        ("pytree.loading.partial_load", "x", "True or False"),
+        ("pytree.loading.container_types", int, "several values"),
+        ("pytree.leaf_handlers", None, "several values"),
+    ],
+)
+def test_values_of_the_wrong_kind(tmp_path, option, value, expected):
+    """A value that an option cannot have is refused by name, in saves and in loads."""
+    stowax.save(tmp_path / "checkpoint", {"w": 1})
+    told = re.escape(f"Context.{option} is {value!r}") + f".*{expected}"
+
+    with context_with(option, value):
+        with pytest.raises(UnsupportedOptionError, match=told):
+            stowax.save(tmp_path / "other", {"w": 1})
+        with pytest.raises(UnsupportedOptionError, match=told):
+            stowax.load(tmp_path / "checkpoint")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,8 @@ def test_failing_creator(place):
             ["n: shard_axes (1,) of an array of 0", "v: "],
         ),
         (StorageOptions(shard_axes=(-1,)), ["n: ", "v: ", "w: "]),
+        (StorageOptions(shard_axes=0), ["n: ", "v: ", "w: "]),
+        (StorageOptions(shard_axes=(True,)), ["n: ", "v: ", "w: "]),
         (StorageOptions(dtype="datetime64[s]"), ["n: dtype 'datetime64[s]'", "v: "]),
         (StorageOptions(dtype="no such"), ["n: dtype 'no such' cannot", "v: ", "w: "]),
         (StorageOptions(dtype=np.longdouble), ["n: ", "v: ", "w: "]),

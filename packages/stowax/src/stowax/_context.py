@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import (
@@ -29,6 +29,7 @@ from etils import epath
 
 from stowax._caller import mesh_in_scope
 from stowax._group import OptionGroup, assign, duplicate, hold, release
+from stowax._option_values import bad_values
 from stowax.errors import UnsupportedOptionError
 from stowax.options import (
     ARRAY_METADATA_STORE,
@@ -410,13 +411,23 @@ class Context(OptionGroup):
             "safetensors_options": safetensors_options,
             "atomicity_options": atomicity_options,
         }
+        if not isinstance(context, Context | None):
+            raise TypeError(
+                f"Context(...) copies a Context, found {type(context).__qualname__}; "
+                "give groups of options by name"
+            )
         for alias, value in renamed.items():
             if value is None:
                 continue
             name = _ALIASES[alias]
             if given[name] is not None:
                 raise TypeError(f"Context got both {name}= and {alias}=")
-            _warn_renamed(f"Context({alias}=...)", f"Context({name}=...)", stacklevel=3)
+            _warn_renamed(
+                f"Context({alias}=...)",
+                f"Context({name}=...), or assign to its options one by one, "
+                f"`context.{name}. …`, which runs on Orbax as well",
+                stacklevel=3,
+            )
             given[name] = value
         for name, default in _DEFAULTS.items():
             value = given[name]
@@ -480,7 +491,7 @@ class Context(OptionGroup):
         return Settings(
             verify=self.integrity.verify,
             loading=_load_settings(self),
-            leaf_handlers=tuple(self.pytree.leaf_handlers),
+            leaf_handlers=_several("pytree.leaf_handlers", self.pytree.leaf_handlers),
             rich_types=self.pytree.saving.pytree_metadata_options.support_rich_types,
             timeout_secs=self.asynchronous.timeout_secs,
             post_finalization_callback=self.asynchronous.post_finalization_callback,
@@ -579,13 +590,28 @@ _LIMITS: Final = (
 )
 
 
+def _several(option: str, values: Any) -> tuple[Any, ...]:
+    """Reads an option that takes several values.
+
+    Raises:
+        UnsupportedOptionError: It is one value.
+    """
+    if not isinstance(values, Iterable):
+        raise UnsupportedOptionError(
+            f"Context.{option} is {values!r}; it takes several values, in a tuple"
+        )
+    return tuple(cast("Iterable[Any]", values))
+
+
 def _load_settings(context: Context) -> LoadSettings:
     trees, arrays = context.pytree.loading, context.array.loading
     mesh = mesh_in_scope() if arrays.mesh is None else arrays.mesh
     return LoadSettings(
         partial=trees.partial_load,
         rename=tuple((trees.rename or {}).items()),
-        container_types=tuple(trees.container_types),
+        container_types=_several(
+            "pytree.loading.container_types", trees.container_types
+        ),
         casting=arrays.casting,
         pads=arrays.enable_padding_and_truncation,
         fills_missing=not arrays.raise_array_data_missing_error,
@@ -597,8 +623,11 @@ def _load_settings(context: Context) -> LoadSettings:
 def storage_settings(
     options: ArrayOptions.Saving.StorageOptions | None,
 ) -> StorageSettings:
-    """Reads the options of one array; None asks for nothing."""
-    if options is None:
+    """Reads the options of one array; None asks for nothing.
+
+    What is no such object is refused with the other options, see `bad_values`.
+    """
+    if not isinstance(options, ArrayOptions.Saving.StorageOptions):
         return StorageSettings()
     return StorageSettings(
         dtype=options.dtype,
@@ -623,7 +652,14 @@ def _saving(options: ArrayOptions.Saving) -> SaveSettings:
 
 
 def _refusals(context: Context) -> tuple[Refusal, ...]:
-    refusals: list[Refusal] = []
+    refusals = [
+        Refusal(
+            option=f"Context.{bad.option}",
+            reason=f"is {bad.value!r}; it takes {bad.expected}",
+            saving_only=False,
+        )
+        for bad in bad_values(context)
+    ]
     for limit in _LIMITS:
         found = operator.attrgetter(limit.option)(context)
         # None by identity: `numpy.dtype("float64") == None` is true.

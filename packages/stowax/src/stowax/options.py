@@ -68,7 +68,7 @@ class AsyncOptions(OptionGroup):
         >>> context.asynchronous.timeout_secs = 60
     """
 
-    timeout_secs: int = 1200
+    timeout_secs: int | float = 1200
     """Deadline of a whole save or load, blocking or not, in seconds from the call.
 
     Every wait for another process shares it; past it, `DeadlineError` is raised on

@@ -8,6 +8,7 @@ written.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,7 +157,7 @@ def _resolve(
         raise ValueError(
             f"a chunk of at most {limit_bytes} bytes cannot hold one {dtype}"
         )
-    axes = tuple(asked.shard_axes or ())
+    axes = tuple(map(_axis, () if asked.shard_axes is None else asked.shard_axes))
     rank = len(description.shape)
     if any(not 0 <= axis < rank for axis in axes):
         raise ValueError(
@@ -168,6 +169,12 @@ def _resolve(
         shard_axes=axes,
         loss=loss(description.dtype, dtype),
     )
+
+
+def _axis(axis: Any) -> int:
+    if isinstance(axis, bool):
+        raise TypeError(f"shard_axes has {axis}; it takes numbers of axes")
+    return operator.index(axis)
 
 
 def _storable(dtype: Any) -> np.dtype:
