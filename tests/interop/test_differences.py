@@ -98,6 +98,15 @@ ELSEWHERE = {
     "several trees in a checkpoint, none named": (
         '`load`: several trees, none of them named or called "state"'
     ),
+    "`is_orbax_checkpoint` of an empty directory": (
+        "tests/interop/test_programs.py::test_an_empty_directory"
+    ),
+    "the newest step of a `Checkpointer`": (
+        "tests/interop/test_programs.py::test_the_newest_step"
+    ),
+    "`asynchronous.post_finalization_callback`": (
+        "tests/interop/test_programs.py::test_told_of_every_save"
+    ),
 }
 """Rows with the tests of other files, or the row of "Errors", that show them."""
 
