@@ -596,7 +596,7 @@ def test_guest_that_comes_too_late(tmp_path, monkeypatch):
     monkeypatch.setattr(_operation, "GUEST_GRACE_SECS", 0)
     late = Late(creates=True)
 
-    with stowax.Context(asynchronous=AsyncOptions(timeout_secs=0.05)):
+    with stowax.Context(asynchronous=AsyncOptions(timeout_secs=1)):
         response = stowax.save_checkpointables_async(tmp_path / "a", {"late": late})
     with pytest.raises(DeadlineError):
         response.result()
@@ -611,9 +611,9 @@ def test_guest_that_comes_too_late(tmp_path, monkeypatch):
 def test_guest_that_is_slow_to_stop(tmp_path):
     """What a guest writes while the save is given up goes with the draft."""
     late = Late(creates=False)
-    timer = threading.Timer(0.5, late.gate.set)
+    timer = threading.Timer(1.5, late.gate.set)
 
-    with stowax.Context(asynchronous=AsyncOptions(timeout_secs=0.05)):
+    with stowax.Context(asynchronous=AsyncOptions(timeout_secs=1)):
         response = stowax.save_checkpointables_async(tmp_path / "a", {"late": late})
     timer.start()
     with pytest.raises(DeadlineError):
