@@ -213,7 +213,7 @@ class TestGuests:
 
             stowax._operation.GUEST_GRACE_SECS = 0
             path = {str(tmp_path / "c")!r}
-            options = stowax.options.AsyncOptions(timeout_secs=0.2)
+            options = stowax.options.AsyncOptions(timeout_secs=1)
             with stowax.Context(asynchronous=options):
                 response = stowax.save_checkpointables_async(path, {{"busy": Busy()}})
             try:

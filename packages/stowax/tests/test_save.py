@@ -660,7 +660,7 @@ class TestAsync:
             async def load(self, directory):
                 raise NotImplementedError
 
-        with stowax.Context(asynchronous=AsyncOptions(timeout_secs=0.05)):
+        with stowax.Context(asynchronous=AsyncOptions(timeout_secs=1)):
             response = stowax.save_checkpointables_async(
                 tmp_path / "checkpoint", {"x": Slow()}
             )
