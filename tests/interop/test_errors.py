@@ -453,7 +453,7 @@ def _(ocp, directory):
     return directory / "thesis"
 
 
-@looking("one checkpointable of several", looks=["delete"])
+@looking("a part of a checkpoint", looks=["delete"])
 def _(ocp, directory):
     return saved(ocp, directory) / "state"
 

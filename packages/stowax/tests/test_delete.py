@@ -131,3 +131,15 @@ def test_several_processes():
         assert cluster.run(work) == [(True, False)] * 2
     assert asyncio.run(stores[0].stat("/runs/checkpoint")) is None
     assert [c for c in stores[1].calls if c.operation == "delete"] == []
+
+
+def test_options_of_saves_do_not_matter(tmp_path):
+    """What only a save could not follow does not stand in the way."""
+    stowax.save(tmp_path / "checkpoint", {"a": 1})
+    context = stowax.Context()
+    context.array.saving.use_zarr3 = False
+
+    with context:
+        stowax.delete(tmp_path / "checkpoint")
+
+    assert not stowax.is_orbax_checkpoint(tmp_path / "checkpoint")

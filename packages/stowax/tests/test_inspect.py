@@ -14,6 +14,7 @@ from stowax.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     InvalidLayoutError,
+    UnsupportedOptionError,
 )
 from stowax.handlers import JsonHandler, PyTreeHandler
 from stowax.options import CheckpointablesOptions
@@ -325,3 +326,15 @@ def test_replaced_while_looking(tmp_path, look, name, count, verify):
         found = look(tmp_path / "c")
 
     assert found in answers
+
+
+@pytest.mark.parametrize(
+    "look", [stowax.metadata, stowax.checkpointables_metadata, stowax.preview_load]
+)
+def test_options_that_a_load_refuses(tmp_path, look):
+    """A look is refused where the load would be, with the same words."""
+    stowax.save(tmp_path / "c", {"w": 1})
+    context = stowax.Context(checkpoint_layout="safetensors")
+
+    with context, pytest.raises(UnsupportedOptionError, match="checkpoint_layout"):
+        look(tmp_path / "c")

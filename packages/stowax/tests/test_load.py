@@ -666,3 +666,18 @@ def test_nothing_is_loaded_into_when_one_does_not_fit(tmp_path):
         stowax.load_checkpointables(tmp_path / "c", {"a": fits, "b": does_not})
 
     assert (fits.number, does_not.number) == (0, 0)
+
+
+def test_options_of_a_load_under_way_stay(tmp_path):
+    """An option that is assigned after `load_async` does not reach it."""
+    stowax.save(tmp_path / "c", {"w": np.arange(3), "n": 1})
+
+    for _ in range(20):
+        context = stowax.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            response = stowax.load_async(
+                tmp_path / "c" / "state", {"n": int}, checkpointable_name=None
+            )
+        context.pytree.loading.partial_load = False
+        assert response.result() == {"n": 1}

@@ -64,6 +64,23 @@ def test_missed_timeout_loses_nothing(response, future):
     assert response.result() == 7
 
 
+def test_failure_just_after_a_missed_timeout(runtime, response, future, monkeypatch):
+    """Who gave up waiting has not seen the failure that came a moment later."""
+    wait = concurrent.futures.wait
+
+    def wait_and_fail(futures, timeout):
+        ended = wait(futures, timeout)
+        future.set_exception(OSError("disk full"))
+        return ended
+
+    monkeypatch.setattr(concurrent.futures, "wait", wait_and_fail)
+    with pytest.raises(DeadlineError):
+        response.result(timeout=0)
+
+    with pytest.raises(BackgroundSaveError, match="disk full"):
+        raise_unseen(runtime)
+
+
 def test_timeout_of_the_operation_is_a_failure(response, future):
     """A TimeoutError of the operation itself is its outcome, not a missed timeout."""
     future.set_exception(TimeoutError("peer"))

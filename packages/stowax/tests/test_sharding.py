@@ -45,6 +45,7 @@ def test_kinds_without_words():
     assert describe(abstract) is None
     assert restore(None, jax.devices()) is None
     assert restore({"sharding_type": "Unheard"}, jax.devices()) is None
+    assert restore([1], jax.devices()) is None
 
 
 def test_fewer_devices():
@@ -63,6 +64,8 @@ def test_fewer_devices():
         {"axis_names": ["a"]},
         {"partition_spec": [["nobody"]]},
         {"partition_spec": 3},
+        {"partition_spec": ["x", "x"]},
+        {"axis_types": [1, 1]},
         {"axis_types": ["AxisType.Unheard"] * 2},
         {"device_mesh": {"mesh": "text"}},
         {"device_mesh": {"mesh": [[{"no": 1}]]}},

@@ -170,7 +170,7 @@ class Settings:
     """Deadline of the whole operation, in seconds from the call."""
 
     post_finalization_callback: Callable[[], None] | None = None
-    """Called once a background save is published and durable."""
+    """Called once a save is published and durable."""
 
     store: object | None = None
     """The store to use; None for the one that the path names."""

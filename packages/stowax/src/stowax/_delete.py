@@ -107,7 +107,7 @@ def start_delete(
         is_step: Whether its name alone makes it a checkpoint, however damaged.
     """
     settings = current_settings()
-    check_supported(settings)
+    check_supported(settings, saving=False)
     location = absolute(path)
     operation = in_place(location, settings, verb="deletion")
     runtime = operation.runtime

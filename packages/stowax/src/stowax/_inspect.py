@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
-from stowax._context import Settings, current_settings
+from stowax._context import Settings, check_supported, current_settings
 from stowax._formats._base import OpenCheckpoint
 from stowax._handlers._base import OwnHandler
 from stowax._handlers._registry import Handlers
@@ -69,6 +69,7 @@ def metadata(
         (2, 3)
     """
     location, settings = absolute(path), current_settings()
+    check_supported(settings, saving=False)
 
     async def describe(tree: NamedTree) -> CheckpointMetadata[Any]:
         found = metadata_tree(tree.item, settings.loading)
@@ -106,6 +107,7 @@ def checkpointables_metadata(path: Any) -> CheckpointMetadata[dict[str, Any]]:
         {'a': {'x': 0}, 'b': 'string'}
     """
     location, settings = absolute(path), current_settings()
+    check_supported(settings, saving=False)
 
     async def read() -> CheckpointMetadata[dict[str, Any]]:
         return await unless_replaced(location, settings, read_all)

@@ -130,8 +130,30 @@ def load_async(
 ) -> AsyncResponse[Any]:
     """Loads a state in the background; see `load`.
 
-    JAX settings that belong to a thread, such as a default device, do not reach it; the
-    mesh of `jax.set_mesh` does.
+    Arrays are made as on the thread of the caller: the mesh of `jax.set_mesh`,
+    `jax.enable_x64` and `jax.default_device` are taken along. Nothing is loaded yet
+    when it returns, so leave the abstract state alone until the result is there.
+
+    Args:
+        path: See `load`.
+        abstract_state: See `load`.
+        checkpointable_name: See `load`.
+
+    Returns:
+        A response; `result()`, or `await`, gives the state, or raises what `load`
+        raises.
+
+    Raises:
+        UnsupportedOptionError: An option would change the result, and cannot be
+            followed.
+        InvalidNameError: It is no path.
+
+    Example:
+        >>> import stowax
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> stowax.save(path, {"step": 3})
+        >>> stowax.load_async(path).result()
+        {'step': 3}
     """
     return _start_load(path, abstract_state, checkpointable_name).later()
 
@@ -208,7 +230,8 @@ def _start_load(path: Any, target: Any, name: str | None) -> _Load:
 
     async def work() -> Any:
         if name is None:
-            return await (await PyTreeHandler().load(location, target))
+            where = OperationPath(in_place(location, settings), location)
+            return await (await PyTreeHandler().load(where, target))
         return await unless_replaced(location, settings, load_tree)
 
     async def load_tree(checkpoint: OpenCheckpoint, operation: Operation) -> Any:

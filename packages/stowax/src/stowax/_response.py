@@ -93,6 +93,8 @@ class Response(Generic[T]):
             self._runtime.check_can_wait()
         with self._asking():
             done, _ = concurrent.futures.wait([self._outcome], timeout)
+            if done:
+                self._see()
         if not done:
             raise DeadlineError(
                 f"the {self._what} is not done after {timeout:g} s; it goes on, and"
@@ -133,6 +135,7 @@ class Response(Generic[T]):
         with self._asking():
             self._outcome.add_done_callback(arrive)
             await arrived.wait()
+            self._see()
         try:
             return self._outcome.result()
         finally:
@@ -140,13 +143,11 @@ class Response(Generic[T]):
 
     @contextlib.contextmanager
     def _asking(self) -> Generator[None]:
-        """While somebody waits, a failure is not on record; who got it has seen it."""
+        """While somebody waits, a failure is not on record: it may be seen at once."""
         with self._lock:
             self._asker_count += 1
         try:
             yield
-            if self._outcome.done():
-                self._see()
         finally:
             with self._lock:
                 self._asker_count -= 1

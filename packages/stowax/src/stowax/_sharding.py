@@ -44,15 +44,15 @@ def _describe_named(sharding: jax.sharding.NamedSharding) -> dict[str, Any] | No
 
 
 def restore(
-    document: Mapping[str, Any] | None, devices: Sequence[jax.Device]
+    document: Any, devices: Sequence[jax.Device]
 ) -> jax.sharding.Sharding | None:
     """The sharding that a document describes, on the devices of this run.
 
     Returns:
-        None when the document is missing, is of an unknown kind, or names devices that
-        this run does not have: the caller places the array as it sees fit.
+        None when the document is missing or damaged, is of an unknown kind, or names
+        devices that this run does not have: the caller places the array as it sees fit.
     """
-    if document is None:
+    if not isinstance(document, Mapping):
         return None
     match document.get("sharding_type"):
         case "SingleDeviceSharding":
@@ -98,7 +98,7 @@ def _restore_named(
             tuple(e) if isinstance(e, list) else e for e in document["partition_spec"]
         ]
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*entries))
-    except (KeyError, TypeError, ValueError):
+    except Exception:  # noqa: BLE001 JAX has errors of its own for odd specs
         # Another number of devices, or a document that no sharding can be made of: a
         # recorded sharding is a wish, not data, so it is dropped rather than an error.
         return None

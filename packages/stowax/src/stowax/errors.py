@@ -144,7 +144,7 @@ class KeyPathCollisionError(TreeError):
 
 
 class UnsupportedLeafError(TreeError, TypeError):
-    """Leaves of a kind that a checkpoint cannot hold; nothing was written.
+    """Leaves that a checkpoint cannot hold; nothing was written, or loaded.
 
     Attributes:
         problems: One line per such leaf: its name, what it is, what to do.

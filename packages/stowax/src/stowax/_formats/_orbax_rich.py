@@ -3,8 +3,8 @@
 The first one, `tree_metadata`, knows named and numbered children only.  The second,
 `value_metadata_tree`, is the tree itself as JSON in a string, and tells tuples from
 lists and NamedTuples from dicts.  Orbax writes it, and looks at it, only with
-`PyTreeMetadataOptions(support_rich_types=True)`.  Here it is written on the same wish
-and used whenever it is there; the first description is complete without it.
+`PyTreeMetadataOptions(support_rich_types=True)`.  Here it is written
+and used on the same wish; the first description is complete without it.
 
 Pure.
 """

@@ -213,9 +213,11 @@ class PyTreeHandler(OwnHandler):
 
     def _loading(self, operation: Operation) -> LoadSettings:
         """How trees are read: as its own Context says, also in a load under way."""
-        if self._context is None:
-            return operation.settings.loading
-        return self._context.settings().loading
+        settings = operation.settings
+        if self._context is not None:
+            settings = self._context.settings()
+        check_supported(settings, saving=False)
+        return settings.loading
 
 
 _INSTEAD = {

@@ -282,12 +282,14 @@ def _placement(
 
 
 def _restored(entry: LeafEntry, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
-    document = entry.sharding
-    if document is None:
+    document: Any = entry.sharding
+    if not isinstance(document, Mapping):
         return None
-    if entry.prng_impl is not None and "partition_spec" in document:
-        spec = document["partition_spec"][: len(entry.shape) - 1]
-        document = {**document, "partition_spec": spec}
+    if entry.prng_impl is not None and isinstance(
+        spec := document.get("partition_spec"), list
+    ):
+        # The axis of the key data is none of the keys'.
+        document = {**document, "partition_spec": spec[: len(entry.shape) - 1]}
     sharding = _sharding.restore(document, jax.devices())
     logical = entry.shape if entry.prng_impl is None else entry.shape[:-1]
     if sharding is None or len(shape) != len(logical):
