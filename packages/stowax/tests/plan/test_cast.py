@@ -55,6 +55,51 @@ def test_precision_is_no_loss(stored, wanted):
     assert loss(dtype(stored), dtype(wanted)) is None
 
 
+FLOATS = [
+    name
+    for name in [*JAX_DTYPES, *OWN_DTYPES, *HOST_DTYPES]
+    if name.startswith(("float", "bfloat"))
+]
+
+
+@pytest.mark.parametrize(("stored", "wanted"), list(itertools.permutations(FLOATS, 2)))
+def test_special_values_by_trial(stored, wanted):
+    """Where a sign, zero, infinity or NaN does not survive, it says a loss."""
+    values = np.array([-1, 0, np.inf, np.nan], np.float32)
+    with np.errstate(all="ignore"):
+        before = convert(values, dtype(stored))
+        after = convert(before, dtype(wanted)).astype(np.float32)
+    before = before.astype(np.float32)
+    is_held = (before == values) | (np.isnan(before) & np.isnan(values))
+
+    changes = ~((after == before) | (np.isnan(after) & np.isnan(before)))
+
+    if (changes & is_held).any():
+        assert loss(dtype(stored), dtype(wanted)) is not None
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "lost"),
+    [
+        ("float32", "float8_e8m0fnu", "infinity or negative values or zero"),
+        ("float16", "float8_e5m2fnuz", "infinity"),
+        ("float8_e4m3", "float8_e4m3fn", "infinity"),
+        ("float8_e3m4", "float6_e3m2fn", "NaN or infinity"),
+        ("bool", "int1", "values beyond -1 to 0"),
+        ("bool", "float8_e8m0fnu", "values beyond"),
+    ],
+)
+def test_what_the_smallest_types_lack(stored, wanted, lost):
+    """A type that lacks a sign, zero, infinity or NaN loses those of others."""
+    assert f"cannot hold {lost}" in loss(dtype(stored), dtype(wanted))
+
+
+@pytest.mark.parametrize("wanted", ["uint1", "int2", "bfloat16", "float8_e4m3fn"])
+def test_a_bool_is_a_number(wanted):
+    """Zero and one are numbers of nearly every type."""
+    assert loss(dtype("bool"), dtype(wanted)) is None
+
+
 @pytest.mark.parametrize("wanted", [">f4", "<f4"])
 def test_byte_order_is_no_loss(wanted):
     """The order of bytes is no property of values."""

@@ -7,8 +7,12 @@ a word.
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
+
+_SPECIAL = {"negative values": -1.0, "zero": 0.0, "infinity": np.inf, "NaN": np.nan}
 
 
 def convert(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -56,18 +60,29 @@ def _reason(stored: np.dtype, wanted: np.dtype) -> str | None:
             return "drops imaginary parts"
         case ("float", "int"):
             return "drops fractions"
-        case ("bool", _):
-            return None
         case ("float" | "complex", "float" | "complex"):
             # By exponent: where the largest float32 is rounded to infinity in bfloat16,
             # precision is at fault and not range.
             if jnp.finfo(stored).maxexp <= jnp.finfo(wanted).maxexp:
-                return None
+                return _without(_held(stored) - _held(wanted))
     low, high = _range(stored)
     wanted_low, wanted_high = _range(wanted)
     if low < wanted_low or high > wanted_high:
         return f"cannot hold values beyond {wanted_low:g} to {wanted_high:g}"
     return None
+
+
+def _without(names: frozenset[str]) -> str | None:
+    return f"cannot hold {' or '.join(sorted(names))}" if names else None
+
+
+@functools.cache
+def _held(dtype: np.dtype) -> frozenset[str]:
+    """The special values that a dtype has: the smallest floats lack some."""
+    values = np.array(list(_SPECIAL.values()), np.float32)
+    found = convert(convert(values, dtype), values.dtype)
+    same = (found == values) | (np.isnan(found) & np.isnan(values))
+    return frozenset(np.array(list(_SPECIAL))[same].tolist())
 
 
 def _kind(dtype: np.dtype) -> str:
@@ -79,6 +94,8 @@ def _kind(dtype: np.dtype) -> str:
 
 
 def _range(dtype: np.dtype) -> tuple[float, float]:
+    if dtype == np.bool_:
+        return 0.0, 1.0
     if _kind(dtype) == "int":
         info = jnp.iinfo(dtype)
         return float(info.min), float(info.max)
