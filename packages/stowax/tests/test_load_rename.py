@@ -24,6 +24,8 @@ STATE = {
     "step": 7,
 }
 
+DOTTED = {"sd": {"layer.0.w": 1, "layer.1.w": 3}, "step": 7, "blank": {"": 4}}
+
 
 @pytest.fixture
 def saved(place):
@@ -188,6 +190,23 @@ class TestWithout:
             loaded = stowax.load(saved)
 
         assert differences(expected, loaded) == []
+
+    @pytest.mark.parametrize(
+        ("rename", "expected"),
+        [
+            ({"x": "sd"}, {"x": {"layer.0.w": 1, "layer.1.w": 3}}),
+            ({"x": ""}, {"x": DOTTED}),
+            ({"": "sd"}, {"layer.0.w": 1, "layer.1.w": 3}),
+            ({"x": "sd.layer"}, {"x": {"0": {"w": 1}, "1": {"w": 3}}}),
+            ({"": "blank"}, {"": 4}),
+        ],
+    )
+    def test_keys_with_dots(self, place, rename, expected):
+        """A key with a dot in it stays one key, unless the rule ends within it."""
+        stowax.save(place / "checkpoint", DOTTED)
+
+        with place.context(**renaming(rename)):
+            assert stowax.load(place / "checkpoint") == expected
 
     def test_nothing_else_is_read(self):
         """Only what the rules map is read."""

@@ -126,11 +126,14 @@ class Rules:
             >>> rules.stored_name("layers.3.kernel").name
             'block_3.dense.kernel'
         """
+        keys, rule = self._stored_keys(keys_of(name))
+        return Renamed(name if rule is None else ".".join(keys), rule)
+
+    def _stored_keys(self, name: Keys) -> tuple[Keys, int | None]:
         for position, (key, value) in enumerate(self._rules):
-            for captured, rest in key.fits(keys_of(name)):
-                stars = captured if value.stars else ()
-                return Renamed(".".join(value.filled(stars, rest)), position)
-        return Renamed(name, None)
+            for captured, rest in key.fits(name):
+                return value.filled(captured if value.stars else (), rest), position
+        return name, None
 
     def targets_of(self, stored: str) -> tuple[Target, ...]:
         """The leaves of the result that a stored leaf is for, those of rules alone."""
@@ -140,7 +143,8 @@ class Rules:
                 continue
             for captured, rest in value.fits(keys_of(stored)):
                 made = key.filled(captured, rest)
-                if self.stored_name(".".join(made)) == (stored, position):
+                # Not by the name: that of the key "" is the one of no key.
+                if self._stored_keys(made) == (keys_of(stored), position):
                     found.setdefault(made, Target(made, position, len(rest)))
         return tuple(found.values())
 

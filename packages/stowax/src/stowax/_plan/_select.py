@@ -58,8 +58,8 @@ def select(rules: Rules, root: Node) -> Selection:
     grafts: list[tuple[int, _Graft]] = []
     for stored, node in walk(root):
         for target in rules.targets_of(leaf_name(stored)):
-            rest = _last_keys(stored, target.rest_count)
-            made = target.keys[: len(target.keys) - len(rest)]
+            rest, part_count = _last_keys(stored, target.rest_count)
+            made = target.keys[: len(target.keys) - part_count]
             graft = _Graft(
                 path=(*(Key("key", text) for text in made), *rest),
                 stored=stored,
@@ -140,18 +140,19 @@ class _Builder:
         return node
 
 
-def _last_keys(path: KeyPath, count: int) -> KeyPath:
+def _last_keys(path: KeyPath, count: int) -> tuple[KeyPath, int]:
     """The keys at the end of a path whose texts are the last `count` keys of its name.
 
-    Fewer, where a key with a dot in it would have to be cut.
+    Fewer, where a key with a dot in it would have to be cut: beside them, how many keys
+    of the name they are.
     """
     taken = 0
     for position in range(len(path), 0, -1):
         size = len(keys_of(path[position - 1].text)) or 1
         if taken + size > count:
-            return path[position:]
+            return path[position:], taken
         taken += size
-    return path
+    return path, taken
 
 
 def show_unused(rules: Rules, unused: Sequence[int]) -> list[str]:
