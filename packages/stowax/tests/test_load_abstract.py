@@ -200,6 +200,66 @@ class TestLikeAnArray:
         assert load(saved, w=asked)["w"].sharding == sharding
 
 
+class TestWhatIsNone:
+    """Abstract leaves that ask for nothing there is."""
+
+    @pytest.mark.parametrize(
+        "target",
+        [
+            np.zeros(3, "U3"),
+            np.zeros(3, "S4"),
+            np.zeros(3, "M8[s]"),
+            np.zeros(3, "i4,f4"),
+            np.zeros(3, object),
+            np.zeros(3, np.longdouble),
+            SimpleNamespace(shape=(3,), dtype="nonsense"),
+            SimpleNamespace(shape=(3,), dtype="U3", sharding=None),
+            *(np.str_, np.bytes_, np.void, np.object_, np.datetime64, np.longdouble),
+        ],
+        ids=repr,
+    )
+    @pytest.mark.parametrize("name", ["host", "w", "step", "name"])
+    def test_dtypes(self, saved, name, target):
+        """A dtype that no checkpoint holds is refused, whatever is stored."""
+        with pytest.raises(UnsupportedLeafError, match=f"'{name}'"):
+            load(saved, **{name: target})
+
+    @pytest.mark.parametrize("shape", [3, (8.0, 16), (-1, 16), "ab"])
+    @pytest.mark.parametrize("more", [{}, {"sharding": None}])
+    def test_shapes(self, saved, shape, more):
+        """What is no shape is refused."""
+        asked = SimpleNamespace(shape=shape, dtype=np.float32, **more)
+
+        with pytest.raises(UnsupportedLeafError, match=r"'w'.* is no shape"):
+            load(saved, w=asked)
+        with pytest.raises(TreeMismatchError, match="more: asked float32"):
+            load(saved, more=asked)
+
+    @pytest.mark.parametrize(
+        "sharding",
+        [jax.P("x"), auto_mesh(2, 4), jax.devices()[0], "x", 3],
+        ids=["spec", "mesh", "device", "text", "number"],
+    )
+    def test_shardings(self, saved, sharding):
+        """What is no sharding is a mismatch; it says what to give."""
+        leaf = stowax.metadata(saved).metadata["w"]
+
+        with pytest.raises(TreeMismatchError) as caught:
+            load(saved, w=dataclasses.replace(leaf, sharding=sharding))
+
+        (problem,) = caught.value.problems
+        assert problem.startswith("w: asked ")
+        assert f"its sharding is a {type(sharding).__name__}; give" in problem
+
+    def test_too_many_axes(self, saved):
+        """A sharding of more axes than the array has is a mismatch."""
+        sharding = jax.NamedSharding(auto_mesh(2, 4), jax.P("x", "y", None))
+        leaf = stowax.metadata(saved).metadata["w"]
+
+        with pytest.raises(TreeMismatchError, match=r"w: .*cannot be placed"):
+            load(saved, w=dataclasses.replace(leaf, sharding=sharding))
+
+
 class TestAbstractMesh:
     def test_in_scope(self, saved):
         """A sharding over an abstract mesh is put on the mesh in scope, by its axes."""

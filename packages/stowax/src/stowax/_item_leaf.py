@@ -32,6 +32,7 @@ from stowax._plan._index import View
 from stowax._plan._preview import Cause, LeafPreview, Outcome
 from stowax._processes import Processes
 from stowax._transfer import allocate
+from stowax.errors import UnsupportedLeafError
 
 ANYTHING: Any = object()
 """The target where the caller asked for nothing in particular."""
@@ -226,8 +227,12 @@ def plan_leaf(
         wanted = kind.want(ready_target, seen, processes)
     except NoMeshError as error:
         return fit(None, str(error), "mesh")
-    except ValueError as error:
-        # JAX refuses a sharding that does not divide the shape; that is a mismatch.
+    except UnsupportedLeafError as error:
+        with at_leaf(name):
+            raise error
+    except (ValueError, IndexError) as error:
+        # JAX refuses a sharding that does not divide the shape, or that has more axes;
+        # that is a mismatch.
         return fit(None, f"cannot be placed: {error}", "kind")
     if not _is_of_one_kind(seen, wanted):
         return fit(None, cause="kind")

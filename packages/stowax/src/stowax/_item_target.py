@@ -23,7 +23,7 @@ from stowax._leaves._abstract import (
     asked_placement,
     is_array_like,
 )
-from stowax._leaves._jax_array import JaxArrayLeaf, key_dtype
+from stowax._leaves._jax_array import JaxArrayLeaf, is_key, key_dtype
 from stowax._leaves._registry import default_target, metadata
 from stowax._manifest import LeafEntry
 
@@ -123,19 +123,20 @@ def stored_form(entry: LeafEntry) -> str:
 
 
 def _form(dtype: Any, shape: Any) -> str:
+    extents = list(shape) if isinstance(shape, tuple | list) else [shape]
     try:
         if not jnp.issubdtype(dtype, jax.dtypes.extended):
             dtype = "?" if dtype is None else np.dtype(dtype).name
     except TypeError:
         pass  # A value of a type that was taught may have a dtype of its own.
-    return f"{dtype}{'' if shape is None else list(shape)}"
+    return f"{dtype}{'' if shape is None else extents}"
 
 
 def _on_host(target: Any, entry: LeafEntry) -> tuple[Any, LeafEntry]:
     if target is jax.Array:
         return np.ndarray, _as_numpy(entry)
     shape, dtype = target.shape, target.dtype
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    if is_key(dtype):
         if entry.prng_impl is None or key_dtype(entry.prng_impl) != dtype:
             return target, entry
         shape = None if shape is None else (*shape, *entry.shape[-1:])

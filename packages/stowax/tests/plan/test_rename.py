@@ -166,7 +166,10 @@ def test_the_way_back(names, ordered):
     for name in names:
         stored, rule = made.stored_name(name)
         key, value = ordered[rule] if rule is not None else ("", "")
-        if rule is not None and stars_of(keys_of(key)) == stars_of(keys_of(value)):
+        # Two stars in one key may share its text in other ways, too.
+        is_clear = all(k == "**" or k.count("*") < 2 for k in keys_of(value))
+        is_way = stars_of(keys_of(key)) == stars_of(keys_of(value))
+        if rule is not None and is_clear and is_way:
             assert keys_of(name) in {t.keys for t in made.targets_of(stored)}
 
 

@@ -7,11 +7,16 @@ others that say where an array shall be.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental.layout import Format, Layout
+
+from stowax._codecs._zarr import dtype_name
+from stowax.errors import UnsupportedLeafError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +120,12 @@ def asked_placement(
     """Where an abstract array says that it shall be, and in which memory layout.
 
     Metadata leaves of Orbax say it by `sharding_metadata`, in an object of their own.
+
+    Raises:
+        ValueError: What it says is no sharding.
     """
+    if isinstance(target, type):
+        return None, None
     sharding = getattr(target, "sharding", None)
     if sharding is None:
         sharding = getattr(target, "sharding_metadata", None)
@@ -124,9 +134,47 @@ def asked_placement(
     layout = _layout(target)
     if isinstance(sharding, Format):
         sharding, layout = sharding.sharding, sharding.layout
-    if not isinstance(sharding, jax.sharding.Sharding):
-        sharding = None
+    if sharding is not None and not isinstance(sharding, jax.sharding.Sharding):
+        raise ValueError(
+            f"its sharding is a {type(sharding).__name__}; give a "
+            "`jax.sharding.Sharding`, such as `jax.NamedSharding(mesh, jax.P(...))`"
+        )
     return sharding, layout if isinstance(layout, Layout) else None
+
+
+def asked_shape(shape: Any) -> tuple[int, ...]:
+    """The shape that an abstract array asks for.
+
+    Raises:
+        UnsupportedLeafError: It is none.
+    """
+    try:
+        found = tuple(map(operator.index, shape))
+    except TypeError:
+        found = (-1,)
+    if min(found, default=0) < 0:
+        raise UnsupportedLeafError(
+            f"{shape!r} is no shape; give a tuple of lengths, or None for that which "
+            "is stored"
+        )
+    return found
+
+
+def asked_dtype(dtype: Any) -> np.dtype:
+    """The dtype that an abstract array asks for, if it is none of PRNG keys.
+
+    Raises:
+        UnsupportedLeafError: No array of a checkpoint has it.
+    """
+    try:
+        found = np.dtype(dtype)
+        dtype_name(found)
+    except (TypeError, ValueError):
+        raise UnsupportedLeafError(
+            f"{dtype!r} is no dtype that an array of a checkpoint can have; give "
+            "another, or None for that which is stored"
+        ) from None
+    return found
 
 
 def _layout(target: Any) -> Any:

@@ -24,7 +24,9 @@ from stowax._codecs._zarr import dtype_from_name, dtype_name
 from stowax._leaves._abstract import (
     ArrayMetadata,
     StorageMetadata,
+    asked_dtype,
     asked_placement,
+    asked_shape,
     has_sharding,
     is_array_like,
 )
@@ -49,7 +51,7 @@ class JaxArrayLeaf:
                 "the array has been deleted or donated; save it before it is given away"
             )
         impl, dtype, shape = None, value.dtype, value.shape
-        if _is_key(dtype):
+        if is_key(dtype):
             impl = str(jax.random.key_impl(value))
             shape = (*shape, *_key_shape(dtype))
             dtype = np.uint32
@@ -89,7 +91,7 @@ class JaxArrayLeaf:
                 if device in own and own[device] in boxes
             }
             parts = [held[box] for box in boxes]
-        if not _is_key(value.dtype):
+        if not is_key(value.dtype):
             return parts
         # Part by part, because only the processes that write them come here: no
         # computation may run on devices of the others.
@@ -99,7 +101,7 @@ class JaxArrayLeaf:
         """`jax.Array`, or what has a shape, a dtype and a sharding, even if None."""
         if target is jax.Array:
             return True
-        return is_array_like(target) and (has_sharding(target) or _is_key(target.dtype))
+        return is_array_like(target) and (has_sharding(target) or is_key(target.dtype))
 
     def default_target(self, entry: LeafEntry) -> Any | None:
         """Shape and dtype as stored; spread as it was, where that is possible."""
@@ -112,7 +114,7 @@ class JaxArrayLeaf:
         """The parts that the target's sharding gives to this process."""
         shape, dtype = _asked(target, entry)
         logical, impl = shape, None
-        if _is_key(dtype):
+        if is_key(dtype):
             impl = key_impl_name(dtype)
             shape = (*shape, *entry.shape[-1:]) if entry.prng_impl else shape
             dtype = np.dtype(np.uint32)
@@ -170,8 +172,9 @@ def _asked(target: Any, entry: LeafEntry) -> _Asked:
     stored = _described(entry)
     if target is jax.Array:
         return stored
-    shape = stored.shape if target.shape is None else target.shape
-    return _Asked(tuple(shape), stored.dtype if target.dtype is None else target.dtype)
+    shape = stored.shape if target.shape is None else asked_shape(target.shape)
+    dtype = stored.dtype if target.dtype is None else target.dtype
+    return _Asked(shape, dtype if is_key(dtype) else asked_dtype(dtype))
 
 
 @functools.cache
@@ -198,8 +201,12 @@ def _key_shape(dtype: Any) -> tuple[int, ...]:
     return jax.eval_shape(jax.random.key_data, key).shape
 
 
-def _is_key(dtype: Any) -> bool:
-    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+def is_key(dtype: Any) -> bool:
+    """Whether a dtype is one of typed PRNG keys."""
+    try:
+        return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    except TypeError:  # It is no dtype at all.
+        return False
 
 
 def _holdings(

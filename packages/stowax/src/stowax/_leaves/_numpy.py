@@ -13,6 +13,8 @@ from stowax._codecs._zarr import dtype_from_name, dtype_name
 from stowax._leaves._abstract import (
     NumpyMetadata,
     StorageMetadata,
+    asked_dtype,
+    asked_shape,
     has_sharding,
     is_array_like,
 )
@@ -62,9 +64,7 @@ class NumpyLeaf:
     def accepts_target(self, target: Any) -> bool:
         """Whatever has a shape and a dtype and no sharding, and types of NumPy."""
         if isinstance(target, type):
-            # The abstract types, such as `np.floating`, are no dtypes.
-            is_scalar = issubclass(target, np.generic) and not target.__subclasses__()
-            return target is np.ndarray or is_scalar
+            return target is np.ndarray or _is_scalar_type(target)
         return is_array_like(target) and not has_sharding(target)
 
     def default_target(self, entry: LeafEntry) -> Any | None:
@@ -78,9 +78,9 @@ class NumpyLeaf:
             target = NumpyMetadata(shape=entry.shape, dtype=None)
         elif isinstance(target, type):
             target = NumpyMetadata(shape=(), dtype=target)
-        shape = entry.shape if target.shape is None else tuple(target.shape)
+        shape = entry.shape if target.shape is None else asked_shape(target.shape)
         # `dataclasses.replace(metadata, dtype=np.float16)` puts in a class.
-        dtype = None if target.dtype is None else np.dtype(target.dtype)
+        dtype = None if target.dtype is None else asked_dtype(target.dtype)
         return Wanted(kind="array", shape=shape, dtype=dtype, boxes=(whole(shape),))
 
     def place(
@@ -106,6 +106,17 @@ class NumpyLeaf:
                 chunk_shape=entry.chunk_shape, write_shape=entry.write_shape
             ),
         )
+
+
+def _is_scalar_type(cls: type) -> bool:
+    # The abstract types, such as `np.floating`, are no dtypes.
+    if not issubclass(cls, np.generic) or cls.__subclasses__():
+        return False
+    try:
+        asked_dtype(cls)
+    except UnsupportedLeafError:
+        return False
+    return True
 
 
 def _check_dtype(dtype: np.dtype) -> None:
