@@ -70,6 +70,18 @@ def test_what_happens(place, saved):
     assert preview.path == f"{saved}/state"
 
 
+def test_none_in_place_of_a_leaf(saved):
+    """A stored leaf that None stands for is not passed over in silence."""
+    asked = {**stowax.metadata(saved).metadata, "b": None, "more": None}
+
+    preview = stowax.preview_load(saved, asked)
+
+    (row,) = [row for row in preview.rows if row.outcome != "as is"]
+    assert (row.target, row.stored, row.outcome) == ("b", "b", "not loaded")
+    assert str(row) == "b: asked None, stored int64[3]"
+    assert preview.problems == ()
+
+
 def test_table(place, saved):
     """Printed, it is a table that says all of that."""
     with place.context(**options(count="step")):

@@ -262,7 +262,8 @@ def _asked(
             hint_count += 1
             row = _missing(name, looked_up, leaf, near)
         leaves.append(_Leaf(name=name, position=position, target=leaf, row=row))
-    others = [_unasked(entries[i], loading) for i in match.unused]
+    others = [_dropped(name, entries[i]) for name, i in match.dropped]
+    others += [_unasked(entries[i], loading) for i in match.unused]
     problems = show_unused(rules, match.unused_rules)
     return _AskedTree(root=flat.root, leaves=leaves, others=others, problems=problems)
 
@@ -281,6 +282,17 @@ def _missing(name: str, looked_up: str, target: Any, near: str | None) -> LeafPr
         note=", ".join(notes),
         cause="name",
         near=near,
+    )
+
+
+def _dropped(name: str, entry: LeafEntry) -> LeafPreview:
+    """A stored leaf in whose place the abstract state has None."""
+    return LeafPreview(
+        target=name,
+        stored=entry.name,
+        asked_form="None",
+        stored_form=stored_form(entry),
+        outcome="not loaded",
     )
 
 

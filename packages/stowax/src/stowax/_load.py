@@ -87,8 +87,9 @@ def load(
         abstract_state: What to load: a tree with a leaf for every stored one:
             `jax.ShapeDtypeStruct` or any array (with a sharding: loaded onto it), a
             NumPy array, a number or its type, `str`, or `PLACEHOLDER` to leave it out;
-            the types `jax.Array` and `numpy.ndarray` for one as it is stored, None for
-            None; the result has exactly its containers. Also the result of
+            the types `jax.Array` and `numpy.ndarray` for one as it is stored; None for
+            None, also in place of one leaf, which is then not loaded, as in Orbax; the
+            result has exactly its containers. Also the result of
             `metadata()`. None: all, as it was saved, in plain containers; with
             `PyTreeOptions.Loading.rename`, what its rules map.
         checkpointable_name: Which tree; `"AUTO"`: the only one, or "state"; None: the

@@ -30,6 +30,8 @@ class Match:
     """For every leaf of the target the position of its entry; -1: none, or skipped."""
     looked_up: tuple[str, ...]
     """For every leaf of the target the stored name that the rules give it."""
+    dropped: tuple[tuple[str, int], ...]
+    """The name and the entry of every None that stands for a stored leaf."""
     unused: tuple[int, ...]
     """Entries that nothing in the target stands for."""
     unused_rules: tuple[int, ...]
@@ -68,9 +70,10 @@ def match_paths(
     for path, skip in zip(target.paths, skipped, strict=True):
         position = look_up(path)
         positions.append(-1 if skip else position)
-    asked = set(positions)
     nones = [path for path, node in walk(target.root) if node.kind == "none"]
-    asked.update(map(look_up, nones))
+    found = [(leaf_name(path), look_up(path)) for path in nones]
+    dropped = tuple((name, position) for name, position in found if position >= 0)
+    asked = {*positions, *(position for _, position in dropped)}
     del looked_up[len(positions) :]
     covers = _Covers(
         (p for p, skip in zip(target.paths, skipped, strict=True) if skip), rules
@@ -86,6 +89,7 @@ def match_paths(
     return Match(
         positions=tuple(positions),
         looked_up=tuple(looked_up),
+        dropped=dropped,
         unused=tuple(unused),
         unused_rules=tuple(r for r in range(len(rules)) if r not in used_rules),
     )
