@@ -449,6 +449,7 @@ def test_failures_while_saving_name_the_leaf(tmp_path, method):
         stowax.save(tmp_path / "c", {"a": [D(1)]})
 
     assert any("a.0" in note for note in caught.value.__notes__)
+    assert f"in the leaf handler {handler.typestr!r}" in caught.value.__notes__
     assert list(tmp_path.iterdir()) == []
 
 
@@ -464,6 +465,18 @@ def test_failures_while_loading_name_the_leaf(tmp_path, method):
             stowax.load(tmp_path / "c", {"a": [D(1)]})
 
     assert any("a.0" in note for note in caught.value.__notes__)
+    assert f"in the leaf handler {handler.typestr!r}" in caught.value.__notes__
+
+
+def test_an_answer_that_is_no_bool_names_the_handler(tmp_path):
+    """An array is neither yes nor no; the error says whose answer it was."""
+    handler = DecimalHandler()
+    handler.accepts = lambda value: value == np.zeros(2)
+
+    with taught(handler), pytest.raises(ValueError, match="truth value") as caught:
+        stowax.save(tmp_path / "c", {"a": np.ones(2)})
+
+    assert f"in the leaf handler {handler.typestr!r}" in caught.value.__notes__
 
 
 def broken(*args):

@@ -111,7 +111,7 @@ class Leaves:
             HandlerError: The handler that was taught broke its contract.
         """
         for handler in self._taught:
-            if handler.accepts(value):
+            if _takes(handler, handler.accepts, value):
                 return _encode_by(handler, value)
         kind = _for_value(value)
         if kind is None:
@@ -138,19 +138,19 @@ class Leaves:
             if target.typestr != typestr:
                 raise UnlikeError(target.typestr)
             return _ask_by(taught, entry, target.stored, None)
-        if taught is not None and taught.accepts_target(target):
+        if taught is not None and _takes(taught, taught.accepts_target, target):
             facts = None if entry.custom is None else entry.custom.facts
             with _blaming(taught):
                 asked = taught.want(target, facts)
             return _ask_by(taught, entry, asked, target)
         for handler in self._taught:
-            if handler is not taught and handler.accepts(target):
+            if handler is not taught and _takes(handler, handler.accepts, target):
                 # Such a value may look like an array, and must not become one.
                 raise UnlikeError(handler.typestr)
         if _for_target(target) is not None:
             return AskedLeaf(target=target)
         for handler in self._taught:
-            if handler.accepts_target(target):
+            if _takes(handler, handler.accepts_target, target):
                 raise UnlikeError(handler.typestr)
         raise unsupported_target(target, typestr)
 
@@ -163,10 +163,10 @@ class Leaves:
         return taken or _for_target(target) is not None
 
     def _takes_value(self, value: Any) -> bool:
-        return any(handler.accepts(value) for handler in self._taught)
+        return any(_takes(each, each.accepts, value) for each in self._taught)
 
     def _takes_target(self, target: Any) -> bool:
-        return any(handler.accepts_target(target) for handler in self._taught)
+        return any(_takes(each, each.accepts_target, target) for each in self._taught)
 
 
 def default_target(entry: LeafEntry) -> Any:
@@ -254,6 +254,17 @@ def _check_handlers(handlers: Sequence[Any]) -> None:
         seen.add(typestr)
 
 
+def _takes(
+    handler: LeafHandler[Any], accepts: Callable[[Any], bool], value: Any
+) -> bool:
+    """What a handler says of a value or a target: yes or no."""
+    try:
+        return bool(accepts(value))
+    except Exception as error:  # Asked of every node; raised again as it is.
+        _blame(handler, error)
+        raise
+
+
 def _encode_by(handler: LeafHandler[Any], value: Any) -> EncodedLeaf:
     with _blaming(handler):
         facts, stored = handler.describe(value), handler.stage(value)
@@ -307,5 +318,9 @@ def _blaming(handler: LeafHandler[Any]) -> Generator[None]:
     try:
         yield
     except Exception as error:  # The code of a user; raised again as it is.
-        error.add_note(f"in the leaf handler {handler.typestr!r}")
+        _blame(handler, error)
         raise
+
+
+def _blame(handler: LeafHandler[Any], error: Exception) -> None:
+    error.add_note(f"in the leaf handler {handler.typestr!r}")
