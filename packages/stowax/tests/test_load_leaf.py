@@ -14,6 +14,7 @@ from sample_trees import bits, differences, mesh, shardings
 import stowax
 from stowax.errors import (
     CorruptCheckpointError,
+    InvalidNameError,
     LeafIndexError,
     LeafNotFoundError,
     TreeMismatchError,
@@ -138,6 +139,13 @@ def test_no_such_leaf(saved, name, hint):
 
     assert isinstance(caught.value, KeyError)
     assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [3, None, ["w"], ("params", "w")])
+def test_what_is_no_name(saved, name):
+    """A name that is no string is refused."""
+    with pytest.raises(InvalidNameError, match="the name of a leaf is a string"):
+        stowax.load_leaf(saved, name)
 
 
 def test_bad_index(saved):

@@ -17,7 +17,7 @@ from stowax._operation import absolute, in_time, runtime_of
 from stowax._plan._index import view_of
 from stowax._plan._match import near_name
 from stowax._plan._preview import LoadPreview
-from stowax.errors import LeafIndexError, LeafNotFoundError
+from stowax.errors import InvalidNameError, LeafIndexError, LeafNotFoundError
 
 
 def load_leaf(
@@ -49,6 +49,7 @@ def load_leaf(
 
     Raises:
         LeafNotFoundError: The tree has no such leaf; proposes near names.
+        InvalidNameError: The name is no string.
         LeafIndexError: The index is none, or goes beyond the array.
         TreeMismatchError: The abstract leaf does not fit.
         Exception: See `load`.
@@ -65,6 +66,7 @@ def load_leaf(
     """
     location, settings = absolute(path), current_settings()
     check_supported(settings, saving=False)
+    _check_name(name)
     target = ANYTHING if abstract_leaf is None else abstract_leaf
 
     async def read_leaf(tree: NamedTree) -> Any:
@@ -112,6 +114,14 @@ def _fit(
             processes=tree.operation.processes,
             leaves=Leaves(settings.leaf_handlers),
             view=view,
+        )
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str):
+        raise InvalidNameError(
+            f"the name of a leaf is a string, such as 'params.w'; found {name!r}. "
+            "`stowax.preview_load(path)` shows them all"
         )
 
 
