@@ -13,7 +13,11 @@ from jax.sharding import PartitionSpec as P
 from sample_trees import bits, differences, mesh, shardings
 
 import stowax
-from stowax.errors import TreeMismatchError, UnsupportedLeafError
+from stowax.errors import (
+    TreeMismatchError,
+    UnsupportedLeafError,
+    UnsupportedOptionError,
+)
 from stowax.handlers import PyTreeHandler
 from stowax.options import ArrayOptions, PyTreeOptions
 
@@ -251,9 +255,21 @@ class TestWhatIsNone:
         assert problem.startswith("w: asked ")
         assert f"its sharding is a {type(sharding).__name__}; give" in problem
 
+    @pytest.mark.parametrize("mesh", ["x", 3, ABSTRACT], ids=["text", "number", "abs"])
+    def test_meshes(self, place, saved, mesh):
+        """What is no mesh with devices is refused as an option."""
+        context = place.context()
+        context.array.loading.mesh = mesh
+
+        with (
+            context,
+            pytest.raises(UnsupportedOptionError, match=r"loading\.mesh must"),
+        ):
+            stowax.load(saved)
+
     def test_too_many_axes(self, saved):
         """A sharding of more axes than the array has is a mismatch."""
-        sharding = jax.NamedSharding(auto_mesh(2, 4), jax.P("x", "y", None))
+        sharding = jax.NamedSharding(auto_mesh(2, 4), jax.P(None, None, "x"))
         leaf = stowax.metadata(saved).metadata["w"]
 
         with pytest.raises(TreeMismatchError, match=r"w: .*cannot be placed"):

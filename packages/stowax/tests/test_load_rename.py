@@ -253,6 +253,19 @@ class TestWithout:
             ):
                 stowax.load(saved)
 
+    @pytest.mark.parametrize(
+        "rename",
+        [{3: "step"}, {"x": 3}, {"x": None}, [("x", "step")], "x", 3, False],
+        ids=repr,
+    )
+    def test_no_rules(self, place, saved, rename):
+        """What is no mapping of names is refused, with or without an abstract state."""
+        context = place.context()
+        context.pytree.loading.rename = rename
+        for state in (None, {"x": int}):
+            with context, pytest.raises(RenameError, match=r"string|must be a mapping"):
+                stowax.load(saved, state)
+
     def test_containers_of_all_kinds(self, place):
         """Lists, tuples, dataclasses and empty containers arrive as without rules."""
         state = {"s": {"t": (1, [2]), "d": Layer(1, 2), "n": Nothing(), 5: None}}

@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextvars
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import (
-    TYPE_CHECKING,
     Any,
     Final,
     Generic,
@@ -25,12 +24,13 @@ from typing import (
     overload,
 )
 
+import jax
 from etils import epath
 
 from stowax._caller import mesh_in_scope
 from stowax._group import OptionGroup, assign, duplicate, hold, release
 from stowax._option_values import bad_values
-from stowax.errors import UnsupportedOptionError
+from stowax.errors import RenameError, UnsupportedOptionError
 from stowax.options import (
     ARRAY_METADATA_STORE,
     ArrayOptions,
@@ -48,9 +48,6 @@ from stowax.options import (
     PyTreeOptions,
     SafetensorsOptions,
 )
-
-if TYPE_CHECKING:
-    import jax
 
 __all__ = ["Context"]
 
@@ -605,10 +602,9 @@ def _several(option: str, values: Any) -> tuple[Any, ...]:
 
 def _load_settings(context: Context) -> LoadSettings:
     trees, arrays = context.pytree.loading, context.array.loading
-    mesh = mesh_in_scope() if arrays.mesh is None else arrays.mesh
     return LoadSettings(
         partial=trees.partial_load,
-        rename=tuple((trees.rename or {}).items()),
+        rename=_rules(trees.rename),
         container_types=_several(
             "pytree.loading.container_types", trees.container_types
         ),
@@ -616,8 +612,30 @@ def _load_settings(context: Context) -> LoadSettings:
         pads=arrays.enable_padding_and_truncation,
         fills_missing=not arrays.raise_array_data_missing_error,
         as_numpy=arrays.as_numpy,
-        mesh=cast("jax.sharding.Mesh | None", mesh),
+        mesh=_mesh(arrays.mesh),
     )
+
+
+def _rules(rename: Any) -> tuple[tuple[Any, Any], ...]:
+    if rename is None:
+        return ()
+    if not isinstance(rename, Mapping):
+        raise RenameError(
+            "`PyTreeOptions.Loading.rename` must be a mapping, from names in the "
+            f"result to stored names; found {rename!r}"
+        )
+    return tuple(cast("Mapping[Any, Any]", rename).items())
+
+
+def _mesh(mesh: Any) -> jax.sharding.Mesh | None:
+    if mesh is None:
+        mesh = mesh_in_scope()
+    elif not isinstance(mesh, jax.sharding.Mesh):
+        raise UnsupportedOptionError(
+            "Context.array.loading.mesh must be a jax.sharding.Mesh, which has "
+            f"devices; found {type(mesh).__name__}"
+        )
+    return cast("jax.sharding.Mesh | None", mesh)
 
 
 def storage_settings(

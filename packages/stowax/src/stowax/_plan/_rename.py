@@ -98,17 +98,17 @@ class Rules:
     """
 
     def __init__(self, rules: Sequence[tuple[str, str]]) -> None:
-        self._rules = [(_Pattern(key), _Pattern(value)) for key, value in rules]
         problems = [
-            f"  {show_rule(key.text, value.text)}: {problem}"
-            for key, value in self._rules
-            if (problem := _bad_stars(key, value)) is not None
+            f"  {show_rule(key, value)}: {problem}"
+            for key, value in rules
+            if (problem := _problem(key, value)) is not None
         ]
         if problems:
             raise RenameError(
                 f"{len(problems)} rule(s) of `PyTreeOptions.Loading.rename` cannot be "
                 "followed:\n" + "\n".join(problems)
             )
+        self._rules = [(_Pattern(key), _Pattern(value)) for key, value in rules]
 
     def __len__(self) -> int:
         return len(self._rules)
@@ -162,7 +162,7 @@ class Rules:
                 )
 
 
-def show_rule(key: str, value: str) -> str:
+def show_rule(key: object, value: object) -> str:
     """A rule as it stands in the mapping."""
     return f"{key!r}: {value!r}"
 
@@ -178,6 +178,15 @@ def near_rule(target: str, stored: str) -> tuple[str, str]:
     while len(ours) > 1 and len(theirs) > 1 and ours[-1] == theirs[-1]:
         ours, theirs = ours[:-1], theirs[:-1]
     return ".".join(ours), ".".join(theirs)
+
+
+def _problem(key: object, value: object) -> str | None:
+    for text in (key, value):
+        if not isinstance(text, str):
+            return f"{text!r} is no name, which is a string; '' is the whole tree"
+    assert isinstance(key, str)
+    assert isinstance(value, str)
+    return _bad_stars(_Pattern(key), _Pattern(value))
 
 
 def _bad_stars(key: _Pattern, value: _Pattern) -> str | None:
