@@ -68,6 +68,44 @@ def test_safe_lets_precision_go(place):
     assert loaded["n"].tolist() == [0, 1, 2]
 
 
+class TestWithout64Bits:
+    """Stored arrays of 64 bits where JAX has 32: the way out is named."""
+
+    @pytest.fixture
+    def path(self, place):
+        with jax.enable_x64(True):
+            stowax.save(place / "checkpoint", {"d": jnp.zeros(3, "float64")})
+        return place / "checkpoint"
+
+    @pytest.mark.parametrize(
+        "load", [stowax.load, lambda path: stowax.load_leaf(path, "d")]
+    )
+    def test_safe(self, place, path, load):
+        """No abstract state is blamed where there is none."""
+        with place.context(array=SAFE), pytest.raises(TreeMismatchError) as caught:
+            load(path)
+
+        (problem,) = caught.value.problems
+        assert problem.startswith("d: stored float64[3]; float64 to float32 cannot")
+        for word in ("jax_enable_x64", "numpy.ndarray", "as_numpy", "'unsafe'"):
+            assert word in str(caught.value)
+        assert "abstract" not in str(caught.value)
+
+    def test_unsafe(self, path):
+        """The warning names it, too."""
+        with pytest.warns(UserWarning, match="jax_enable_x64 is off, `np.ndarray`"):
+            stowax.load(path)
+
+    def test_asked_for(self, place, path):
+        """Who asks for 32 bits is told of the cast alone."""
+        asked = {"d": jax.ShapeDtypeStruct((3,), np.float32)}
+        with place.context(array=SAFE), pytest.raises(TreeMismatchError) as caught:
+            stowax.load(path, asked)
+
+        assert "x64" not in str(caught.value)
+        assert "ask for the stored dtype" in str(caught.value)
+
+
 def test_adapters_cast_safely(place):
     """An item of an adapter is never converted at a loss, whatever the options are."""
     stowax.save_checkpointables(place / "checkpoint", {"words": _Item()})

@@ -1,5 +1,7 @@
 """The dry run of a load."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from sample_trees import bits, shardings
 
 import stowax
-from stowax.errors import RenameError, TreeMismatchError
+from stowax.errors import RenameError, TreeMismatchError, UnsupportedLeafError
 from stowax.options import ArrayOptions, FileOptions, PyTreeOptions
 from stowax.testing import MemoryStore, RecordingStore
 
@@ -144,8 +146,57 @@ def test_rules(place, saved):
     with place.context(**options(a="*")), pytest.raises(RenameError):
         stowax.preview_load(saved)
 
-    assert preview.problems == ("the rule 'c': 'd': fits no leaf",)
+    assert preview.problems == ("the rule 'c': 'd': fits no leaf of the checkpoint",)
     assert preview.problems[0] in str(preview)
+
+
+def test_rules_are_held_to_the_checkpoint(place, saved):
+    """Where there is no abstract state, none is blamed."""
+    context = place.context()
+    context.pytree.loading.rename = {"a": "nope"}
+
+    with context, pytest.raises(TreeMismatchError) as caught:
+        stowax.load(saved)
+
+    assert "the rules of `PyTreeOptions.Loading.rename` do not" in str(caught.value)
+    assert "abstract" not in str(caught.value)
+
+
+class Pair(NamedTuple):
+    """A container that names its children."""
+
+    first: object
+    second: object
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "note"),
+    [
+        ([1, 2], Pair(int, int), "'p' is asked for with names (a dict or fields)"),
+        (Pair(1, 2), [int, int], "'p' is asked for with positions (a list or tuple)"),
+    ],
+)
+def test_containers_that_name_and_number(place, stored, asked, note):
+    """Names asked for where positions are stored, or the reverse, are called that."""
+    stowax.save(place / "checkpoint", {"p": stored})
+
+    rows = stowax.preview_load(place / "checkpoint", {"p": asked}).rows
+
+    assert [note in row.note for row in rows[:2]] == [True, True]
+    assert {row.near for row in rows} == {None}
+
+
+def test_functions(saved):
+    """A function in an abstract state comes with what to do about functions."""
+    described = stowax.metadata(saved).metadata
+
+    preview = stowax.preview_load(saved, {**described, "act": jax.nn.relu})
+    with pytest.raises(UnsupportedLeafError, match=r"eqx\.filter"):
+        stowax.preview_load(saved, {**described, "step": jax.nn.relu})
+
+    (problem,) = preview.problems
+    assert problem.startswith("act: asked custom_jvp, not stored; drop functions")
+    assert "eqx.filter(model, eqx.is_array)" in problem
 
 
 def test_no_array_is_read():

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from stowax._box import Box, whole
@@ -24,7 +25,9 @@ from stowax._item_target import (
     stored_form,
 )
 from stowax._keypath import at_leaf
+from stowax._leaves._abstract import is_array_like
 from stowax._leaves._base import StandardLeaf, UnlikeError, Wanted
+from stowax._leaves._jax_array import JaxArrayLeaf
 from stowax._leaves._registry import Leaves, kind_of_target
 from stowax._manifest import TEXT_KINDS, LeafEntry
 from stowax._plan._cast import convert, loss
@@ -84,6 +87,17 @@ class LeafPlan:
     def is_cast(self) -> bool:
         """Whether it is converted to another dtype."""
         return self.wanted.dtype not in (None, self.stored_dtype)
+
+    @property
+    def is_cut_by_jax(self) -> bool:
+        """Whether JAX makes 32 bits of it that nobody asked for."""
+        stored, target = self.stored_dtype, self.target
+        if stored is None or not isinstance(self.kind, JaxArrayLeaf):
+            return False
+        if is_array_like(target) and target.dtype == self.wanted.dtype:
+            return False
+        half = jax.dtypes.canonicalize_dtype(stored)
+        return half != stored and half == self.wanted.dtype
 
     def loss(self) -> str | None:
         """What the conversion loses beyond precision."""
@@ -251,8 +265,12 @@ def plan_leaf(
         if not loading.pads:
             return fit(None, cause="shape")
     lost = plan.loss() or ""
+    cause: Cause = "cast"
+    if lost and plan.is_cut_by_jax:
+        lost += "; jax_enable_x64 is off, `np.ndarray` or `as_numpy` would keep them"
+        cause = "x64"
     if lost and loading.casting == "safe":
-        return fit(None, lost, "cast")
+        return fit(None, lost, cause)
     return fit(plan, lost)
 
 

@@ -16,13 +16,19 @@ from stowax._formats._detect import open_tree
 from stowax._item_leaf import ANYTHING, LeafFit, plan_leaf
 from stowax._item_target import asked_form, metadata_leaf, stored_form
 from stowax._item_types import by_name, misfits
-from stowax._keypath import FlatTree, Node, flatten, unflatten
-from stowax._leaves._refusal import check_all
+from stowax._keypath import FlatTree, Node, flatten, leaf_name, unflatten
+from stowax._leaves._refusal import check_all, function_advice
 from stowax._leaves._registry import Leaves
 from stowax._manifest import LeafEntry
 from stowax._operation import Operation
-from stowax._plan._match import HINT_COUNT, match_paths, near_name
-from stowax._plan._preview import LeafPreview, LoadPreview
+from stowax._plan._match import (
+    HINT_COUNT,
+    match_paths,
+    near_name,
+    other_keys,
+    roles_below,
+)
+from stowax._plan._preview import AskedBy, LeafPreview, LoadPreview
 from stowax._plan._rename import Rules
 from stowax._plan._select import select, show_unused
 from stowax._processes import Processes
@@ -42,6 +48,7 @@ class LoadPlan:
     """Stored leaves that the result has no place for."""
     problems: Sequence[str]
     """Those that are no leaf's own."""
+    asked_by: AskedBy
     processes: Processes
     types: dict[str, type]
     """Classes of which stored containers are made, by their recorded names."""
@@ -52,7 +59,8 @@ class LoadPlan:
             leaf if isinstance(leaf, LeafPreview) else leaf.row()
             for leaf in self.leaves
         ]
-        return LoadPreview(self.path, [*rows, *self.others], self.problems)
+        rows += self.others
+        return LoadPreview(self.path, rows, self.problems, asked_by=self.asked_by)
 
     def begin(self) -> BegunLoad:
         """Takes the memory that is to be filled.
@@ -182,6 +190,7 @@ def plan_load(
         leaves=tuple(planned),
         others=asked.others,
         problems=[*asked.problems, *misfits(asked.root, types)],
+        asked_by=asked.by,
         processes=processes,
         types=types,
     )
@@ -208,6 +217,7 @@ class _Leaf:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _AskedTree:
     root: Node
+    by: AskedBy
     leaves: Sequence[_Leaf]
     others: Sequence[LeafPreview] = ()
     """Stored leaves that the result has no place for."""
@@ -219,11 +229,12 @@ def _stored(item: TreeItem, rules: Rules) -> _AskedTree:
     entries = item.manifest.leaves
     if not rules:
         leaves = [_Leaf(name=entry.name, position=i) for i, entry in enumerate(entries)]
-        return _AskedTree(root=item.manifest.root, leaves=leaves)
+        return _AskedTree(root=item.manifest.root, by="nobody", leaves=leaves)
     selection = select(rules, item.manifest.root)
     chosen = set(selection.positions)
     return _AskedTree(
         root=selection.root,
+        by="rules",
         leaves=[
             _Leaf(name=name, position=position)
             for name, position in zip(selection.names, selection.positions, strict=True)
@@ -238,7 +249,10 @@ def _stored(item: TreeItem, rules: Rules) -> _AskedTree:
             for i, entry in enumerate(entries)
             if i not in chosen
         ],
-        problems=[*show_unused(rules, selection.unused_rules), *selection.problems],
+        problems=[
+            *show_unused(rules, selection.unused_rules, "the checkpoint"),
+            *selection.problems,
+        ],
     )
 
 
@@ -249,27 +263,42 @@ def _asked(
     skipped = [leaf is PLACEHOLDER for leaf in flat.leaves]
     match = match_paths(flat, entries, skipped=skipped, rules=rules)
     unused = [entries[i].name for i in match.unused]
+    roles = roles_below(entries[i].path for i in match.unused)
     leaves: list[_Leaf] = []
     hint_count = 0
-    for name, looked_up, position, leaf in zip(
-        flat.names, match.looked_up, match.positions, flat.leaves, strict=True
+    for path, looked_up, position, leaf in zip(
+        flat.paths, match.looked_up, match.positions, flat.leaves, strict=True
     ):
+        name = leaf_name(path)
         row = None
         if leaf is PLACEHOLDER:
             row = LeafPreview(target=name, stored=None, outcome="not loaded")
         elif position < 0:
-            near = near_name(looked_up, unused) if hint_count < HINT_COUNT else None
-            hint_count += 1
-            row = _missing(name, looked_up, leaf, near)
+            keys, near = other_keys(path, roles), None
+            if keys is None and hint_count < HINT_COUNT:
+                near = near_name(looked_up, unused)
+                hint_count += 1
+            row = _missing(name, looked_up, leaf, near, (keys, function_advice(leaf)))
         leaves.append(_Leaf(name=name, position=position, target=leaf, row=row))
     others = [_dropped(name, entries[i]) for name, i in match.dropped]
     others += [_unasked(entries[i], loading) for i in match.unused]
-    problems = show_unused(rules, match.unused_rules)
-    return _AskedTree(root=flat.root, leaves=leaves, others=others, problems=problems)
+    return _AskedTree(
+        root=flat.root,
+        by="state",
+        leaves=leaves,
+        others=others,
+        problems=show_unused(rules, match.unused_rules, "the abstract state"),
+    )
 
 
-def _missing(name: str, looked_up: str, target: Any, near: str | None) -> LeafPreview:
-    notes = []
+def _missing(
+    name: str,
+    looked_up: str,
+    target: Any,
+    near: str | None,
+    more: Sequence[str | None],
+) -> LeafPreview:
+    notes = [note for note in more if note is not None]
     if looked_up != name:
         notes.append(f"looked for as {looked_up!r}")
     if near is not None:

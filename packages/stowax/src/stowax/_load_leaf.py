@@ -72,7 +72,8 @@ def load_leaf(
     async def read_leaf(tree: NamedTree) -> Any:
         fit = _fit(tree, name, index, target, settings)
         if fit.plan is None:
-            LoadPreview(tree.item.path, [fit.row()]).check()
+            asked_by = "nobody" if target is ANYTHING else "state"
+            LoadPreview(tree.item.path, [fit.row()], asked_by=asked_by).check()
         assert fit.plan is not None
         if fit.note:
             warn(f"{location}: the dtype asked for loses values: {name}: {fit.note}")

@@ -16,10 +16,8 @@ TEACH = "teach it with `PyTreeOptions.leaf_handlers`"
 _SHOWN = 20
 """Problems in one message."""
 
-_FUNCTION = (
-    "drop functions before saving (of an Equinox model: "
-    "`eqx.filter(model, eqx.is_array)`)"
-)
+_ARRAYS_ONLY = "(of an Equinox model: `eqx.filter(model, eqx.is_array)`)"
+_FUNCTION = f"drop functions before saving {_ARRAYS_ONLY}"
 _TRACED = (
     "inside of a transformation such as `jax.jit` it has no value yet: save outside"
 )
@@ -31,6 +29,10 @@ _ADVICE: tuple[tuple[Callable[[Any], bool], str], ...] = (
     ),
     (lambda value: isinstance(value, bytearray | memoryview), "save `bytes(value)`"),
     (lambda value: isinstance(value, set | frozenset), "save a list of its elements"),
+    (
+        lambda value: isinstance(value, type),
+        "save its name, as a string, or leave it out",
+    ),
     (callable, _FUNCTION),
 )
 
@@ -57,12 +59,21 @@ def unsupported_target(target: Any, typestr: str | None = None) -> UnsupportedLe
         typestr: Name of the type that is stored, if it is one that can be taught.
     """
     advice = "" if typestr is None else f"; a {typestr!r} is stored: {TEACH}"
+    if (drop := function_advice(target)) is not None:
+        advice += f"; {drop}"
     return UnsupportedLeafError(
         f"{target!r} asks for nothing that a checkpoint can hold; give a "
         "`jax.ShapeDtypeStruct`, an array, a number, a string, bytes, one of the "
         "types int, float, bool, complex, str and bytes, or `stowax.PLACEHOLDER`"
         f"{advice}"
     )
+
+
+def function_advice(target: Any) -> str | None:
+    """What to do with a function in an abstract state; None if it is none."""
+    if not callable(target) or isinstance(target, type) or hasattr(target, "shape"):
+        return None
+    return f"drop functions {_ARRAYS_ONLY}"
 
 
 def type_name(value: Any) -> str:

@@ -8,7 +8,7 @@ here: it is for whoever asked to say all of it at once.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stowax._keypath import FlatTree, KeyPath, leaf_name, walk
@@ -99,6 +99,29 @@ def near_name(name: str, candidates: Sequence[str]) -> str | None:
     """The candidate that was probably meant; None if none is near."""
     near = difflib.get_close_matches(name, candidates[:_COMPARED], n=1)
     return near[0] if near else None
+
+
+def roles_below(paths: Iterable[KeyPath]) -> dict[Keys, set[bool]]:
+    """Whether containers name their children or number them, by their paths."""
+    roles: dict[Keys, set[bool]] = {}
+    for path in paths:
+        for depth, key in enumerate(path):
+            roles.setdefault(_texts(path[:depth]), set()).add(key.is_named)
+    return roles
+
+
+def other_keys(path: KeyPath, roles: Mapping[Keys, set[bool]]) -> str | None:
+    """Says where a path has names and what is stored has positions, or the reverse."""
+    for depth, key in enumerate(path):
+        found = roles.get(_texts(path[:depth]))
+        if found == {not key.is_named}:
+            kinds = ["positions (a list or tuple)", "names (a dict or fields)"]
+            asked, stored = kinds if not key.is_named else reversed(kinds)
+            return (
+                f"{leaf_name(path[:depth]) or '<root>'!r} is asked for with {asked}, "
+                f"and stored with {stored}"
+            )
+    return None
 
 
 class _Covers:

@@ -15,8 +15,11 @@ from stowax.errors import TreeMismatchError
 
 Outcome = Literal["as is", "cast", "padded", "cast, padded", "not loaded", "mismatch"]
 
-Cause = Literal["", "name", "extra", "shape", "cast", "mesh", "kind"]
+Cause = Literal["", "name", "extra", "shape", "cast", "x64", "mesh", "kind"]
 """Why a row is a mismatch: not stored under the name, stored and not asked for, …"""
+
+AskedBy = Literal["state", "rules", "nobody"]
+"""What a load is held to: an abstract state, rules alone, or what was saved."""
 
 _SHOWN = 20
 """Problems in the message of an error; its attribute has them all."""
@@ -69,6 +72,8 @@ class LeafPreview:
             what = f"stored {self.stored_form}, not asked for"
         elif self.cause == "name":
             what = f"asked {self.asked_form}, not stored"
+        elif not self.asked_form:
+            what = f"stored {self.stored_form}"
         else:
             what = f"asked {self.asked_form}, stored {self.stored_form}"
         if self.note:
@@ -83,9 +88,15 @@ class LoadPreview:
     """
 
     def __init__(
-        self, path: str, rows: Sequence[LeafPreview], other_problems: Sequence[str] = ()
+        self,
+        path: str,
+        rows: Sequence[LeafPreview],
+        other_problems: Sequence[str] = (),
+        *,
+        asked_by: AskedBy = "state",
     ) -> None:
         self._path = path
+        self._asked_by: AskedBy = asked_by
         self._rows = tuple(rows)
         self._other_problems = tuple(other_problems)
 
@@ -118,14 +129,26 @@ class LoadPreview:
         shown = [f"  {line}" for line in lines[:_SHOWN]]
         if len(lines) > _SHOWN:
             shown.append(f"  … and {len(lines) - _SHOWN} more (see `problems`)")
-        asked = sum(row.target is not None for row in self._rows)
         raise TreeMismatchError(
-            f"the abstract state, of {asked} leaves, does not fit the checkpoint at "
-            f"{self._path}:\n"
+            f"{self._head()}:\n"
             + "\n".join(shown)
             + "\nNothing was loaded. What may help:\n"
-            + "\n".join(f"  {line}" for line in _advice(bad)),
+            + "\n".join(f"  {line}" for line in _advice(bad, self._asked_by)),
             self.problems,
+        )
+
+    def _head(self) -> str:
+        if self._asked_by == "nobody":
+            return f"the tree at {self._path} cannot be loaded as it was saved"
+        if self._asked_by == "rules":
+            return (
+                "the rules of `PyTreeOptions.Loading.rename` do not fit the checkpoint "
+                f"at {self._path}"
+            )
+        asked = sum(row.target is not None for row in self._rows)
+        return (
+            f"the abstract state, of {asked} leaves, does not fit the checkpoint at "
+            f"{self._path}"
         )
 
     def __eq__(self, other: object) -> bool:
@@ -181,7 +204,7 @@ def _aligned(rows: Sequence[LeafPreview]) -> list[str]:
     return [f"{name}:".ljust(width + 2) + what for name, what in said]
 
 
-def _advice(rows: Sequence[LeafPreview]) -> list[str]:
+def _advice(rows: Sequence[LeafPreview], asked_by: AskedBy) -> list[str]:
     """The calls that would make the load go on, for what is actually wrong."""
     causes = {row.cause for row in rows}
     lines: list[str] = []
@@ -206,20 +229,23 @@ def _advice(rows: Sequence[LeafPreview]) -> list[str]:
             "to pad with zeros and to cut: "
             "ArrayOptions.Loading(enable_padding_and_truncation=True)"
         )
-    if "cast" in causes:
+    if causes & {"cast", "x64"}:
+        other = "; or ask for the stored dtype" if "cast" in causes else ""
         lines.append(
-            "to convert nevertheless: ArrayOptions.Loading(casting='unsafe'); or ask "
-            "for the stored dtype"
+            f"to convert nevertheless: ArrayOptions.Loading(casting='unsafe'){other}"
+        )
+    if "x64" in causes:
+        lines.append(
+            "to keep 64 bits: jax.config.update('jax_enable_x64', True); or "
+            "numpy.ndarray in its place, or ArrayOptions.Loading(as_numpy=True)"
         )
     if "mesh" in causes:
         lines.append(
             "to place what is sharded over an abstract mesh: `with jax.set_mesh(mesh)`,"
             " or ArrayOptions.Loading(mesh=mesh)"
         )
-    lines.append(
-        "to see it all: stowax.preview_load(path, abstract_state), "
-        "stowax.metadata(path)"
-    )
+    shown = "path, abstract_state" if asked_by == "state" else "path"
+    lines.append(f"to see it all: stowax.preview_load({shown}), stowax.metadata(path)")
     return lines
 
 

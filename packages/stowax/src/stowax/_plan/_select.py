@@ -155,6 +155,6 @@ def _last_keys(path: KeyPath, count: int) -> tuple[KeyPath, int]:
     return path, taken
 
 
-def show_unused(rules: Rules, unused: Sequence[int]) -> list[str]:
+def show_unused(rules: Rules, unused: Sequence[int], where: str) -> list[str]:
     """A line for every rule that led to nothing."""
-    return [f"the rule {rules.shown(rule)}: fits no leaf" for rule in unused]
+    return [f"the rule {rules.shown(rule)}: fits no leaf of {where}" for rule in unused]
