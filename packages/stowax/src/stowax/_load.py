@@ -47,6 +47,7 @@ from stowax.errors import (
     CheckpointableNotFoundError,
     CorruptCheckpointError,
     InvalidLayoutError,
+    InvalidNameError,
 )
 
 T = TypeVar("T")
@@ -341,14 +342,20 @@ async def item_kinds(
 
 
 def tree_name(
-    checkpoint: OpenCheckpoint, kinds: Mapping[str, ItemKind], name: str
+    checkpoint: OpenCheckpoint, kinds: Mapping[str, ItemKind], name: Any
 ) -> str:
     """The name of the tree that a caller means.
 
     Raises:
+        InvalidNameError: It is no name.
         CheckpointableNotFoundError: There is no tree of that name, or none at all.
         InvalidLayoutError: `AUTO`, and several trees could be meant.
     """
+    if not isinstance(name, str):
+        raise InvalidNameError(
+            "`checkpointable_name` is a string, or None for a path that is the "
+            f"directory of a tree; found {name!r}"
+        )
     trees = [n for n, kind in kinds.items() if kind == "tree"]
     if name != AUTO:
         if name in checkpoint.items:
