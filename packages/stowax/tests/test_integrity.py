@@ -533,3 +533,50 @@ def test_record_that_is_no_file(checkpoint):
     shutil.rmtree(checkpoint)
     with pytest.raises(StowaxError, match="nothing is at"):
         stowax.load(checkpoint)
+
+
+def refusing(call, *arguments, **options):
+    """Whether a call finds the damage."""
+    try:
+        call(*arguments, **options)
+    except CorruptCheckpointError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("left", ["nothing", "a planted file"])
+def test_emptied_item_is_no_other_item(tmp_path, left):
+    """Files that are gone, or were planted, do not make a sealed item another one."""
+    path = tmp_path / "checkpoint"
+    stowax.save_checkpointables(path, {"state": {"w": 1}, "config": {"lr": 0.1}})
+    for file in files_of(path / "state"):
+        file.unlink()
+    if left != "nothing":
+        (path / "state/metadata").write_text('{"evil": 1}')
+
+    assert refusing(stowax.load, path)
+    assert refusing(stowax.load, path, checkpointable_name="state")
+    assert refusing(stowax.load_checkpointables, path)
+    assert refusing(stowax.metadata, path)
+    assert refusing(stowax.preview_load, path)
+    assert refusing(stowax.load_leaf, path, "lr")
+
+
+def test_manifest_alone_makes_a_tree(tmp_path):
+    """A tree without the documents of others is still the tree that is loaded."""
+    path = tmp_path / "checkpoint"
+    stowax.save_checkpointables(path, {"state": {"w": 1}, "config": {"lr": 0.1}})
+    (path / "state/_METADATA").unlink()
+
+    assert stowax.load(path) == {"w": 1}
+
+
+def test_planted_tree_is_not_read(checkpoint):
+    """A JSON value stays one, whatever somebody lays beside its file."""
+    for file in ("_METADATA", "stowax.manifest"):
+        shutil.copy(checkpoint / "state" / file, checkpoint / "config")
+
+    with context():
+        assert stowax.load_checkpointables(checkpoint, {"config": None}) == {
+            "config": {"depth": 3}
+        }

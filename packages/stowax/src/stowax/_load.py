@@ -22,8 +22,12 @@ from stowax._context import Settings, check_supported, current_settings
 from stowax._digest import digest_file, read_pieces
 from stowax._formats._base import ItemKind, OpenCheckpoint
 from stowax._formats._detect import open_checkpoint
-from stowax._formats._orbax_json import item_kind
-from stowax._formats._stowax import ROOT_SEAL, check_digest
+from stowax._formats._orbax_json import (
+    PYTREE_TYPESTR,
+    V0_PYTREE_TYPESTRS,
+    item_kind,
+)
+from stowax._formats._stowax import MANIFEST, ROOT_SEAL, check_digest
 from stowax._handlers._base import OwnHandler, check_awaitable
 from stowax._handlers._pytree import PyTreeHandler
 from stowax._handlers._registry import STATE_NAME, Handlers
@@ -51,6 +55,8 @@ from stowax.errors import (
 )
 
 T = TypeVar("T")
+
+_TREE_TYPESTRS = frozenset({PYTREE_TYPESTR, *V0_PYTREE_TYPESTRS})
 
 AUTO = "AUTO"
 """Stands for "the tree of this checkpoint" where a checkpointable is named."""
@@ -333,11 +339,26 @@ async def open_for_reading(
 async def item_kinds(
     operation: Operation, checkpoint: OpenCheckpoint
 ) -> dict[str, ItemKind]:
-    """What the files of every item are."""
+    """What the files of every item are.
+
+    Where a seal names the files, what lies there now is not asked: a file that is
+    missing, or one that nobody sealed, must not make an item another one.
+    """
     kinds: dict[str, ItemKind] = {}
+    sealed, verify = checkpoint.guest_files, operation.settings.verify
     for name, directory in checkpoint.items.items():
-        entries = await operation.submit(operation.store.list(directory))
-        kinds[name] = item_kind(e.name for e in entries if not e.is_directory)
+        above = f"{directory}/"
+        names = [file[len(above) :] for file in sealed if file.startswith(above)]
+        if MANIFEST in names:
+            kinds[name] = "tree"
+            continue
+        if not sealed or not (names or verify):
+            entries = await operation.submit(operation.store.list(directory))
+            names = [entry.name for entry in entries if not entry.is_directory]
+        kinds[name] = item_kind(names)
+        is_recorded = checkpoint.typestrs.get(name) in _TREE_TYPESTRS
+        if kinds[name] == "opaque" and is_recorded:
+            kinds[name] = "tree"  # Whose documents are missing: whoever opens it tells.
     return kinds
 
 

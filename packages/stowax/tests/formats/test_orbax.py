@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import tensorstore as ts
 from golden_cases import GOLDEN
+from orbax.checkpoint import v1
 
+import stowax
 from stowax._box import whole
 from stowax._formats._base import ReadRequest
 from stowax._formats._detect import open_checkpoint
@@ -296,3 +298,13 @@ def _copy_into(store, directory):
 
     files = [file for file in directory.rglob("*") if file.is_file()]
     asyncio.run(copy())
+
+
+def test_tree_without_its_documents_is_not_passed_over(tmp_path):
+    """A recorded tree whose `_METADATA` is gone is damage: no other is taken for it."""
+    path = tmp_path / "checkpoint"
+    v1.save_checkpointables(path, {"state": {"w": 1}, "config": {"lr": 0.1}})
+    (path / "state/_METADATA").unlink()
+
+    with pytest.raises(InvalidLayoutError, match="state has no _METADATA"):
+        stowax.load(path)
