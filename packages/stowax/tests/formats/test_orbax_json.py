@@ -16,6 +16,7 @@ from stowax._formats._orbax_json import (
     check_string_names,
     decode_deletion,
     decode_documents,
+    decode_json,
     decode_root,
     encode_documents,
     encode_root,
@@ -294,20 +295,49 @@ def _entry(*keys, value_type="scalar"):
         {"a": _entry("a"), "a.b": _entry("a", "b")},
         {"a": _entry("a"), "b": _entry("a")},
         {"a": _entry("a", value_type="string")},
+        {"a": _entry("a", value_type="None")},
+        {"a": _entry("a", value_type="Dict")},
+        {"b": _entry("a")},
     ],
 )
 def test_damaged_tree_is_named(content):
     """Whatever is wrong with the tree, the error says in which document."""
     if isinstance(content, dict):
-        content = json.dumps({"tree_metadata": content}).encode()
+        entries = {repr(tuple(key.split("."))): e for key, e in content.items()}
+        content = json.dumps({"tree_metadata": entries}).encode()
 
     with pytest.raises(CorruptCheckpointError, match=r"^/c/state/_"):
         decode_documents({"_METADATA": content}, path="/c/state")
 
 
+def test_entry_that_stands_twice_is_damage():
+    """A label that became that of another entry does not make the other vanish."""
+    entries = [json.dumps(_entry(key)) for key in "ae"]
+    content = (
+        f"""{{"tree_metadata": {{"('e',)": {entries[0]}, "('e',)": {entries[1]}}}}}"""
+    )
+
+    with pytest.raises(CorruptCheckpointError, match=r"_METADATA: .*occurs twice"):
+        decode_documents({"_METADATA": content.encode()}, path="/c")
+
+
+def test_label_of_another_python():
+    """Which characters a label escapes depends on the Python that wrote it."""
+    content = {"tree_metadata": {r"('\xe9',)": _entry("é")}}
+
+    read = decode_documents({"_METADATA": json.dumps(content).encode()}, path="/c")
+
+    assert [leaf.name for leaf in read.manifest.leaves] == ["é"]
+
+
+def test_json_value_may_have_a_key_twice():
+    """Python writes the keys 1 and "1" of a dict so; the last one counts."""
+    assert decode_json(b'{"1": 2, "1": 3}', path="/c/data.json") == {"1": 3}
+
+
 def test_unknown_kind_of_leaf_is_named():
     """A leaf of somebody's own leaf handler is no damage, but cannot be read."""
-    content = {"tree_metadata": {"a": _entry("a", value_type="mine.Handler")}}
+    content = {"tree_metadata": {"('a',)": _entry("a", value_type="mine.Handler")}}
 
     with pytest.raises(InvalidLayoutError, match=r"'a' is of the kind 'mine\.Handler'"):
         decode_documents({"_METADATA": json.dumps(content).encode()}, path="/c")

@@ -12,6 +12,7 @@ limits, odd; whatever could make a value wrong is refused as damage.
 
 from __future__ import annotations
 
+import ast
 import base64
 import itertools
 import json
@@ -403,6 +404,11 @@ def decode_documents(
         if value_type == "None" and _is_hidden(strings, name):
             value_type = "string"
         if value_type in _EMPTY_KINDS:
+            if value.get("skip_deserialize") is False:
+                raise CorruptCheckpointError(
+                    f"{where}, entry {label}: of the kind {value_type!r} there is "
+                    "nothing to read, but it says that there is."
+                )
             nodes.append((key_path, Node(kind=_EMPTY_KINDS[value_type])))
             continue
         if value_type not in _LEAF_KINDS:
@@ -457,7 +463,21 @@ def _entries(
             if not isinstance(text, str) or kind not in (_BY_NAME, _BY_POSITION):
                 raise CorruptCheckpointError(f"{at}: {key!r} is no key.")
             steps.append((text, kind))
+        if not _is_label(label, tuple(text for text, _ in steps)):
+            raise CorruptCheckpointError(
+                f"{at}: its 'key_metadata' are those of another entry."
+            )
         yield label, steps, _object(entry.get("value_metadata"), at)
+
+
+def _is_label(label: str, texts: tuple[str, ...]) -> bool:
+    if label == repr(texts):
+        return True
+    # What another Python shows as it is, this one may escape, and the reverse.
+    try:
+        return ast.literal_eval(label) == texts
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
 
 
 def _key_path(steps: Sequence[tuple[str, int]], where: str) -> KeyPath:
@@ -718,23 +738,35 @@ def decode_deletion(data: bytes, *, path: str) -> str:
 def decode_json(data: bytes, *, path: str) -> Any:
     """The value of a JSON file; NaN and infinities are allowed, as in Python.
 
+    So is a key that occurs twice, which Python writes for the keys 1 and "1".
+
     Raises:
         CorruptCheckpointError: It is no JSON.
     """
-    return _parse(data, path)
+    return _parse(data, path, unique_keys=False)
 
 
 # --- JSON that may be damaged ---------------------------------------------------------
 
 
-def _parse(data: bytes, where: str) -> Any:
+def _parse(data: bytes, where: str, *, unique_keys: bool = True) -> Any:
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=_unique if unique_keys else None)
     except RecursionError:
         raise CorruptCheckpointError(f"{where}: nested too deeply.") from None
     except ValueError as error:
         # Not UTF-8 is a ValueError, too.
         raise CorruptCheckpointError(f"{where}: no valid JSON: {error}.") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; refuses keys that occur twice, one of which would be dropped."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r:.80} occurs twice")
+    return found
 
 
 def _decode_json(
