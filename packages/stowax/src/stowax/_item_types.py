@@ -68,6 +68,12 @@ def _misfit(node: Node, cls: type) -> str | None:
             f"needs {', '.join(missing)}, which is not stored; give the field a "
             "default, or load with an abstract state"
         )
+    unstored = [name for name in every if name not in stored]
+    if node.has_static and unstored:
+        return (
+            f"had static fields when it was saved, and {', '.join(unstored)} is not "
+            "stored; give an abstract state, which says them"
+        )
     return None
 
 

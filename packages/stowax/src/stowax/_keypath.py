@@ -13,6 +13,7 @@ paths may collide, and why `check_names` refuses that before anything is written
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -81,6 +82,8 @@ class Node:
     children: tuple[Node, ...] = ()
     type_name: str | None = None
     """`module:qualified name` of a container that is no plain dict, list or tuple."""
+    has_static: bool = False
+    """Whether a dataclass had more than its children, which no checkpoint keeps."""
     build: Callable[[Sequence[Any]], Any] | None = field(default=None, compare=False)
     """Makes the original container of its children; unknown for a stored tree."""
 
@@ -116,12 +119,17 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> FlatTree
             paths.append(path)
             leaves.append(value)
             return Node(kind="leaf", leaf=len(leaves) - 1)
-        kind, type_name, keys, values, build = keys_and_children
+        kind, type_name, keys, values, build, has_static = keys_and_children
         children = tuple(
             visit(child, (*path, key)) for key, child in zip(keys, values, strict=True)
         )
         return Node(
-            kind=kind, keys=keys, children=children, type_name=type_name, build=build
+            kind=kind,
+            keys=keys,
+            children=children,
+            type_name=type_name,
+            has_static=has_static,
+            build=build,
         )
 
     try:
@@ -258,6 +266,8 @@ def to_json(node: Node) -> Any:
     document: dict[str, Any] = {"kind": node.kind}
     if node.type_name is not None:
         document["type"] = node.type_name
+    if node.has_static:
+        document["static"] = True
     if node.kind not in ("list", "tuple"):
         document["keys"] = [_key_to_json(key) for key in node.keys]
     document["children"] = [to_json(child) for child in node.children]
@@ -298,7 +308,13 @@ def from_json(document: Any) -> tuple[Node, tuple[KeyPath, ...]]:
             visit(child, (*path, key))
             for key, child in zip(keys, children, strict=True)
         )
-        return Node(kind=kind, keys=keys, children=nodes, type_name=part.get("type"))
+        return Node(
+            kind=kind,
+            keys=keys,
+            children=nodes,
+            type_name=part.get("type"),
+            has_static=bool(part.get("static")),
+        )
 
     root = visit(document, ())
     return root, tuple(paths)
@@ -343,26 +359,31 @@ _Opened = tuple[
     tuple[Key, ...],
     Sequence[Any],
     Callable[[Sequence[Any]], Any] | None,
+    bool,
 ]
 
 
 def _open(value: Any) -> _Opened | None:
-    """Keys, children and builder of a container; None for a leaf."""
+    """Keys, children and builder of a container, and whether it holds more than these.
+
+    None for a leaf.
+    """
     cls = type(value)
     if value is None:
-        return "none", None, (), (), None
+        return "none", None, (), (), None, False
     if cls is dict:
         order = sorted(value, key=_sort_key)
         keys = tuple(Key("key", key) for key in order)
-        return "dict", None, keys, [value[key] for key in order], _dict_builder(order)
+        values = [value[key] for key in order]
+        return "dict", None, keys, values, _dict_builder(order), False
     if cls is list or cls is tuple:
         keys = tuple(Key("index", i) for i in range(len(value)))
-        return ("list", None, keys, value, list) if cls is list else (
-            "tuple", None, keys, value, tuple
+        return ("list", None, keys, value, list, False) if cls is list else (
+            "tuple", None, keys, value, tuple, False
         )  # fmt: skip
     if isinstance(value, tuple) and hasattr(cls, "_fields"):
         keys = tuple(Key("field", name) for name in cls._fields)
-        return "namedtuple", type_name(cls), keys, value, lambda c: cls(*c)
+        return "namedtuple", type_name(cls), keys, value, lambda c: cls(*c), False
     # One level only: every child counts as a leaf here.
     children, treedef = jax.tree_util.tree_flatten_with_path(
         value, is_leaf=lambda child: child is not value
@@ -371,7 +392,16 @@ def _open(value: Any) -> _Opened | None:
         return None
     keys = tuple(_key_of_jax(path[0]) for path, _ in children)
     values = [child for _, child in children]
-    return "custom", type_name(cls), keys, values, treedef.unflatten
+    return (
+        *("custom", type_name(cls), keys, values, treedef.unflatten),
+        dataclasses.is_dataclass(cls) and _has_static(treedef),
+    )
+
+
+def _has_static(treedef: Any) -> bool:
+    """Whether a container gave JAX anything beside its children: static fields."""
+    _, static = treedef.node_data()
+    return static is not None and not (isinstance(static, tuple) and not static)
 
 
 def _dict_builder(order: Sequence[Any]) -> Callable[[Sequence[Any]], Any]:

@@ -214,7 +214,9 @@ class PyTreeOptions(OptionGroup):
         """NamedTuples and dataclasses to be made again without an abstract state.
 
         A stored container gets one of these classes if its recorded name is that of
-        the class; nothing is imported. Others come back as dicts of their fields. Ours.
+        the class; nothing is imported. Others come back as dicts of their fields. One
+        that was saved with static fields is refused: only an abstract state has them.
+        Ours.
         """
 
     saving: Saving = field(default_factory=Saving)

@@ -116,6 +116,7 @@ class _Builder:
             return Node(
                 kind=container.kind,
                 type_name=container.type_name,
+                has_static=container.has_static,
                 keys=container.keys,
                 children=tuple(
                     self.build(children[key.text], depth + 1) for key in container.keys
