@@ -207,6 +207,20 @@ def test_removed_file(checkpoint):
     assert faults == []
 
 
+def test_directory_in_place_of_a_file(checkpoint):
+    """A directory that has the name of a file is an error of ours, or does no harm."""
+    faults = []
+    for file in files_of(checkpoint):
+        content = file.read_bytes()
+        file.unlink()
+        file.mkdir()
+        faults += [f"{file.name}: {fault}" for fault in wrong(checkpoint)]
+        file.rmdir()
+        file.write_bytes(content)
+
+    assert faults == []
+
+
 def test_appended_bytes(checkpoint):
     """A file with something behind it is an error of ours, or every value is right."""
     faults = []

@@ -71,7 +71,7 @@ def test_read_bytes_wants_a_file():
     asyncio.run(store.make_directory("/runs"))
     with pytest.raises(FileNotFoundError):
         asyncio.run(read_bytes(store, "/runs/file", limit_bytes=3))
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(CorruptCheckpointError, match="is no file, but a directory"):
         asyncio.run(read_bytes(store, "/runs", limit_bytes=3))
 
 

@@ -439,3 +439,10 @@ def test_deleted_directories_wait_for_no_sync(root):
 
     assert _calls(lambda: store.sync([f"{root}/draft/item"])).count("fsync") == 2
     assert _calls(lambda: store.sync([f"{root}/draft-2/item"])).count("fsync") == 2
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no /proc")
+def test_where_no_directory_can_be_made():
+    """A file system that finds no name at all ends the search for a parent."""
+    with pytest.raises(FileNotFoundError, match="/proc/nope"):
+        asyncio.run(LocalStore().make_directory("/proc/nope/x"))

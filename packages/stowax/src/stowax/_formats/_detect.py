@@ -151,7 +151,8 @@ async def _refuse_unsealed(store: Store, checkpoint: OpenCheckpoint) -> None:
 async def _drafts_beside(store: Store, path: str) -> str:
     """A word about unfinished saves, which explain most missing checkpoints."""
     parent, name = posixpath.split(path)
-    if await store.stat(parent) is None:
+    above = await store.stat(parent)
+    if above is None or not above.is_directory:
         return f"; there is no directory {parent} either"
     found = [e.name for e in await store.list(parent) if e.name.startswith(f"{name}.")]
     return f"; unfinished saves beside it: {', '.join(found)}" if found else ""

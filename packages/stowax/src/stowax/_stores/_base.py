@@ -108,7 +108,7 @@ class Store(Protocol):
 
         Raises:
             FileNotFoundError: No file is at the path.
-            CorruptCheckpointError: The file ends too early.
+            CorruptCheckpointError: It is a directory, or ends too early.
         """
         ...
 
@@ -204,13 +204,13 @@ async def read_bytes(
 
     Raises:
         FileNotFoundError: No file is at the path.
-        CorruptCheckpointError: The file is longer than any valid one, or shrank.
+        CorruptCheckpointError: It is a directory, too long to be valid, or shrank.
     """
     entry = await store.stat(path)
     if entry is None:
         raise missing(path)
     if entry.is_directory:
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        raise no_file(path)
     if entry.size_bytes > limit_bytes:
         raise CorruptCheckpointError(
             f"{path} has {entry.size_bytes} bytes; a valid file of this kind has at"
@@ -233,10 +233,11 @@ async def walk(store: Store, path: str) -> list[tuple[str, Entry]]:
 
 
 def no_file(path: str) -> CorruptCheckpointError:
-    """The error for what looks like a file, but would keep its reader waiting."""
+    """The error for what stands where a file belongs, and cannot be read as one."""
     return CorruptCheckpointError(
-        f"{path} is no file, but a pipe, a socket or a device. Nothing that was saved "
-        "looks like this; do not load this checkpoint if you do not know who changed it"
+        f"{path} is no file, but a directory, a pipe, a socket or a device. Nothing"
+        " that was saved looks like this; do not load this checkpoint if you do not"
+        " know who changed it"
     )
 
 

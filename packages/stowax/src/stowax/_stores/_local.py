@@ -151,22 +151,26 @@ class LocalStore:
 
     def _make_directory(self, path: str, mode: int | None = None) -> None:
         try:
-            os.mkdir(path, 0o777 if mode is None else mode)
-        except FileExistsError:
-            if not os.path.isdir(path):
-                raise
+            self._add_directory(path, mode)
         except FileNotFoundError:
             parent = posixpath.dirname(path)
             if parent in ("", path):
                 raise
             self._make_directory(parent)
-            self._make_directory(path, mode)
-            return
+            # Once more, not for ever: in /proc no name is ever found.
+            self._add_directory(path, mode)
+        if mode is not None:
+            os.chmod(path, mode)  # The umask has taken its bits from the above.
+
+    def _add_directory(self, path: str, mode: int | None) -> None:
+        try:
+            os.mkdir(path, 0o777 if mode is None else mode)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
         else:
             with self._lock:
                 self._new_names_in.add(posixpath.dirname(path))
-        if mode is not None:
-            os.chmod(path, mode)  # The umask has taken its bits from the above.
 
     def _forget_new_names_in(self, path: str) -> None:
         with self._lock:
@@ -298,12 +302,9 @@ def _open_to_read(path: str, flags: int) -> int:
         if error.errno != errno.ENXIO:  # What a socket answers.
             raise
         raise no_file(path) from error
-    mode = os.fstat(file).st_mode
-    if stat.S_ISREG(mode):
+    if stat.S_ISREG(os.fstat(file).st_mode):
         return file
     os.close(file)
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     raise no_file(path)
 
 
@@ -326,16 +327,18 @@ def _stat(path: str) -> Entry | None:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # A link that leads nowhere, too.
+            raise
+        return None
     return _entry(posixpath.basename(path), found)
 
 
 def _list(path: str) -> tuple[Entry, ...]:
-    entries: list[Entry] = []
     with os.scandir(path) as children:
-        for child in children:
-            # Another process may delete it meanwhile, and links may lead nowhere.
-            with contextlib.suppress(FileNotFoundError):
-                entries.append(_entry(child.name, child.stat()))
+        found = [_stat(posixpath.join(path, child.name)) for child in children]
+    # Another process may have deleted one meanwhile, and links may lead nowhere.
+    entries = [entry for entry in found if entry is not None]
     return tuple(sorted(entries, key=lambda entry: entry.name))
 
 
@@ -552,7 +555,7 @@ def _delete_tree(path: str) -> None:
                 shutil.rmtree(path)
             else:
                 os.unlink(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             # Gone, or somebody else deletes the same tree: then what is left is tried.
             if not os.path.lexists(path):
                 return

@@ -22,6 +22,7 @@ from stowax._stores._base import (
     check_siblings,
     file_too_short,
     missing,
+    no_file,
     size_mismatch,
 )
 
@@ -117,7 +118,7 @@ class MemoryStore:
         if file is None:
             raise missing(path)
         if isinstance(file, _Directory):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+            raise no_file(path)
         found = file.content[offset_bytes : offset_bytes + len(view)]
         if len(found) < len(view):
             size_bytes = len(file.content)
