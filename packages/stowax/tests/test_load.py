@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import functools
 import warnings
 
 import jax
@@ -689,3 +690,36 @@ def test_options_of_a_load_under_way_stay(tmp_path):
             )
         context.pytree.loading.partial_load = False
         assert response.result() == {"n": 1}
+
+
+@pytest.mark.parametrize("name", [["state"], 3, b"state"], ids=repr)
+def test_name_of_the_wrong_type(place, name):
+    """A tree is named by a string."""
+    stowax.save(place / "c", {"a": 1})
+
+    for call in (
+        stowax.load,
+        stowax.metadata,
+        stowax.preview_load,
+        functools.partial(stowax.load_leaf, name="a"),
+    ):
+        with pytest.raises(InvalidNameError, match="`checkpointable_name` is"):
+            call(place / "c", checkpointable_name=name)
+
+
+@pytest.mark.parametrize("asked", [[], 3, "x"], ids=repr)
+def test_abstract_checkpointables_that_are_no_dict(place, asked):
+    """What is to be loaded stands in a dict."""
+    stowax.save(place / "c", {"a": 1})
+
+    with pytest.raises(InvalidNameError, match=r"abstract_checkpointables. is .* dict"):
+        stowax.load_checkpointables(place / "c", asked)
+
+
+def test_checkpoint_taken_for_a_tree(tmp_path):
+    """None as a name of a whole checkpoint comes with what was probably meant."""
+    stowax.save(tmp_path / "c", {"a": 1})
+
+    for call in (stowax.load, stowax.metadata, stowax.preview_load):
+        with pytest.raises(InvalidLayoutError, match="leave `checkpointable_name` at"):
+            call(tmp_path / "c", checkpointable_name=None)

@@ -121,6 +121,13 @@ def test_abstract_leaf(saved):
         stowax.load_leaf(saved, "w", index=3, abstract_leaf=HOST)
 
 
+@pytest.mark.parametrize("name", [3, None, ("params", "w")], ids=repr)
+def test_name_of_the_wrong_type(saved, name):
+    """A leaf is named by a string."""
+    with pytest.raises(InvalidNameError, match="no name of a leaf"):
+        stowax.load_leaf(saved, name)
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [

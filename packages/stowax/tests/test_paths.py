@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 import stowax
-from stowax.errors import InvalidNameError
+from stowax.errors import CheckpointNotFoundError, InvalidNameError
 from stowax.handlers import JsonHandler, PyTreeHandler
 
 STATE = {"x": 1, "y": "text"}
@@ -155,6 +155,29 @@ def test_directory_named_like_the_home(tmp_path, monkeypatch):
     stowax.save("./~/c", STATE)
 
     assert stowax.load(tmp_path / "~" / "c") == STATE
+
+
+def test_home_of_nobody(tmp_path, monkeypatch):
+    """The home of a user that does not exist is no directory called `~user`."""
+    monkeypatch.chdir(tmp_path)
+
+    for call in (*SAVES.values(), *LOOKS.values(), *DELETES.values()):
+        with pytest.raises(InvalidNameError, match=r"\./~nobody-of-that-name/c"):
+            call("~nobody-of-that-name/c")
+
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize("path", ["file/c", "file/c/d", "loop", "loop/c"])
+def test_path_that_leads_nowhere(tmp_path, path):
+    """Below a file, and where links go round, there is no checkpoint."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+
+    for look in LOOKS.values():
+        if look is not LOOKS["is_orbax_checkpoint"]:
+            with pytest.raises(CheckpointNotFoundError):
+                look(tmp_path / path)
 
 
 @pytest.mark.parametrize("call", [*SAVES.values(), *LOOKS.values(), *DELETES.values()])

@@ -336,7 +336,7 @@ class TestRefusals:
         [
             *("", ".", "..", "a/b", "a\\b", "a\0b", "metrics", "AUTO", "stowax.json"),
             *("orbax.checkpoint", "_CHECKPOINT_METADATA", "x.orbax-checkpoint-tmp-1"),
-            *("commit_success.txt", 3, None),
+            *("commit_success.txt", 3, None, "n" * 256, "é" * 128, "\ud800"),
         ],
     )
     def test_bad_names(self, tmp_path, name):
@@ -347,6 +347,35 @@ class TestRefusals:
         assert isinstance(caught.value, ValueError)
         assert repr(name) in str(caught.value)
         assert snapshot(tmp_path) == {}
+
+    @pytest.mark.parametrize("name", [["a"], 3, None, b"state"], ids=repr)
+    def test_name_of_the_wrong_type(self, tmp_path, name):
+        """A name that is no string is refused, even one that no dict could have."""
+        for save in (stowax.save, stowax.save_async):
+            with pytest.raises(InvalidNameError, match="is no string"):
+                save(tmp_path / "checkpoint", {"a": 1}, checkpointable_name=name)
+
+        assert snapshot(tmp_path) == {}
+
+    @pytest.mark.parametrize("given", [None, [], 3, "x"], ids=repr)
+    def test_checkpointables_that_are_no_dict(self, tmp_path, given):
+        """What names no checkpointables is refused, before anything is written."""
+        for save in (stowax.save_checkpointables, stowax.save_checkpointables_async):
+            with pytest.raises(InvalidNameError, match=r"`checkpointables` is .* dict"):
+                save(tmp_path / "checkpoint", given)
+
+        assert snapshot(tmp_path) == {}
+
+    def test_longest_name(self, place):
+        """A name may be as long as a file system allows."""
+        stowax.save_checkpointables(place / "checkpoint", {"n" * 255: {"a": 1}})
+
+        assert stowax.load(place / "checkpoint") == {"a": 1}
+
+    def test_module_is_no_checkpointable(self, tmp_path):
+        """A module with functions `save` and `load` is no object that saves itself."""
+        with pytest.raises(UnsupportedLeafError, match="module"):
+            stowax.save(tmp_path / "checkpoint", np)
 
     @pytest.mark.parametrize("path", ["", "a\0b", "x.orbax-checkpoint-tmp-1"])
     def test_bad_paths(self, tmp_path, monkeypatch, path):
@@ -402,13 +431,14 @@ class TestRefusals:
 
         assert snapshot(tmp_path) == {}
 
-    def test_parent_is_a_file(self, tmp_path):
+    def test_parent_is_a_file(self, tmp_path, caplog):
         """A path below a file cannot be saved to; the file stays."""
         (tmp_path / "file").write_text("mine")
 
         with pytest.raises(OSError, match="file"):
             stowax.save(tmp_path / "file/checkpoint", {"a": 1})
 
+        assert caplog.records == []  # There is no draft that could not be removed.
         assert (tmp_path / "file").read_text() == "mine"
 
 

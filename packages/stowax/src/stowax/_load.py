@@ -232,6 +232,7 @@ class _Load:
 
 def _start_load(path: Any, target: Any, name: str | None) -> _Load:
     settings, runtime, location = _door(path)
+    check_tree_name(name)
     what = f"load of {location}"
     if isinstance(target, CheckpointMetadata):
         target = target.metadata
@@ -256,6 +257,11 @@ def _start_load_checkpointables(path: Any, targets: Any) -> _Load:
     what = f"load of {location}"
     if isinstance(targets, CheckpointMetadata):
         targets = targets.metadata
+    if targets is not None and not isinstance(targets, Mapping):
+        raise InvalidNameError(
+            f"`abstract_checkpointables` is {targets!r:.80}; give a dict: what to load "
+            "by the name of each checkpointable"
+        )
 
     async def load_all(
         checkpoint: OpenCheckpoint, operation: Operation
@@ -360,6 +366,19 @@ async def item_kinds(
         if kinds[name] == "opaque" and is_recorded:
             kinds[name] = "tree"  # Whose documents are missing: whoever opens it tells.
     return kinds
+
+
+def check_tree_name(name: Any) -> None:
+    """Refuses what cannot name a tree.
+
+    Raises:
+        InvalidNameError: It is no string.
+    """
+    if name is not None and not isinstance(name, str):
+        raise InvalidNameError(
+            f"`checkpointable_name` is {name!r:.80}; give a string, or None if the "
+            "path is the directory of a tree"
+        )
 
 
 def tree_name(

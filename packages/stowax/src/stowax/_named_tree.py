@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from stowax._context import Settings
 from stowax._formats._base import OpenCheckpoint, TreeItem
 from stowax._item_read import open_item
-from stowax._load import item_kinds, tree_name, unless_replaced
+from stowax._load import check_tree_name, item_kinds, tree_name, unless_replaced
 from stowax._operation import Operation, in_place
 
 T = TypeVar("T")
@@ -59,6 +59,7 @@ async def read_tree(
         directory = checkpoint.items[tree_name(checkpoint, kinds, name)]
         return await read(await opened(directory, operation, checkpoint))
 
+    check_tree_name(name)
     if name is None:
         operation = in_place(location, settings)
         return await read(await opened(location, operation, None))

@@ -392,9 +392,18 @@ def absolute(path: Any) -> str:
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str) or not text or "\0" in text:
-        raise InvalidNameError(f"{path!r} is no path of a checkpoint")
+        raise InvalidNameError(
+            f"the path is {path!r}; a checkpoint has a str that is not empty, or a "
+            "path object, as its path"
+        )
     if "://" not in text:
-        text = pathlib.Path(os.path.abspath(os.path.expanduser(text))).as_posix()
+        expanded = os.path.expanduser(text)
+        if expanded.startswith("~"):
+            raise InvalidNameError(
+                f"{text}: nobody here has that home directory; a directory whose name "
+                f"begins with '~' is './{text}'"
+            )
+        text = pathlib.Path(os.path.abspath(expanded)).as_posix()
     location = text.rstrip("/")
     if not location:
         raise InvalidNameError("the root directory is no path of a checkpoint")

@@ -39,6 +39,7 @@ from stowax.errors import InvalidNameError, SaveInProgressError
 _logger = logging.getLogger("stowax")
 
 _ROOT_NAMES = frozenset({ROOT_DOCUMENT, INDICATOR, COMMIT_DOCUMENT, ROOT_SEAL})
+_NAME_LIMIT_BYTES = 255
 
 
 def save(
@@ -82,7 +83,7 @@ def save(
     """
     save_checkpointables(
         path,
-        {checkpointable_name: state},
+        _named(checkpointable_name, state),
         overwrite=overwrite,
         custom_metadata=custom_metadata,
     )
@@ -129,7 +130,7 @@ def save_async(
     """
     return save_checkpointables_async(
         path,
-        {checkpointable_name: state},
+        _named(checkpointable_name, state),
         overwrite=overwrite,
         custom_metadata=custom_metadata,
     )
@@ -377,6 +378,11 @@ def _choose(
     """
     try:
         raise_unseen(runtime)
+        if not isinstance(checkpointables, Mapping):
+            raise InvalidNameError(
+                f"`checkpointables` is {checkpointables!r:.80}; give a dict: what to "
+                "save by the name of each checkpointable"
+            )
         for name in checkpointables:
             _check_name(name)
         handlers = Handlers(settings)
@@ -462,6 +468,12 @@ async def _call_back(
         await operation.stop()
 
 
+def _named(name: Any, state: Any) -> dict[str, Any]:
+    if not isinstance(name, str):  # Which may be no key of a dict.
+        _check_name(name)
+    return {name: state}
+
+
 def _check_name(name: Any) -> None:
     """Refuses names that would clash with files of the format, or leave the directory.
 
@@ -476,9 +488,22 @@ def _check_name(name: Any) -> None:
         reason = "marks unfinished checkpoints"
     elif name in ("", ".", "..") or any(c in name for c in "/\\\0"):
         reason = "is no name of a directory"
+    elif (problem := _unwritable(name)) is not None:
+        reason = problem
     else:
         return
     raise InvalidNameError(f"the checkpointable name {name!r} {reason}")
+
+
+def _unwritable(name: str) -> str | None:
+    """What keeps a file system from having a directory of this name."""
+    try:
+        size_bytes = len(name.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair"
+    if size_bytes > _NAME_LIMIT_BYTES:
+        return f"has {size_bytes} bytes; a file system takes {_NAME_LIMIT_BYTES}"
+    return None
 
 
 def _facts(custom_metadata: Any) -> RootFacts:

@@ -128,7 +128,7 @@ class NotADirectoryLayoutError(InvalidLayoutError, NotADirectoryError):
 
 
 class InvalidNameError(StowaxError, ValueError, TypeError):
-    """A path, a checkpointable name or a step that no checkpoint can have."""
+    """A path, a step, or a name of a checkpointable or leaf that cannot be one."""
 
 
 class InvalidMetadataError(StowaxError, ValueError, TypeError):

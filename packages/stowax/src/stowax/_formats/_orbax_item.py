@@ -14,6 +14,7 @@ from stowax._formats._base import ITEM_DOCUMENT, RESERVED_NAMES, TreeItem
 from stowax._formats._orbax_json import (
     ARRAYS_DIRECTORY,
     DELETION_DOCUMENT,
+    INDICATOR,
     METRICS_DOCUMENT,
     ROOT_DOCUMENT,
     SHARDING_DOCUMENT,
@@ -61,7 +62,15 @@ async def open_tree(
     entries = await store.list(path)
     names = {entry.name for entry in entries}
     if ITEM_DOCUMENT not in names:
-        raise InvalidLayoutError(f"{path} has no {ITEM_DOCUMENT}{_found(entries)}")
+        hint = ""
+        if INDICATOR in names:
+            hint = (
+                " It is a whole checkpoint, and not the directory of a tree: leave "
+                "`checkpointable_name` at 'AUTO', or say which tree in it is meant."
+            )
+        raise InvalidLayoutError(
+            f"{path} has no {ITEM_DOCUMENT}{_found(entries)}{hint}"
+        )
     documents = {
         name: await read_bytes(store, f"{path}/{name}")
         for name in (ITEM_DOCUMENT, SHARDING_DOCUMENT, STRINGS_DOCUMENT)

@@ -28,6 +28,7 @@ Loading:
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,7 +154,8 @@ def choose_for_loading(
 
 def saves_itself(value: Any) -> bool:
     """Whether an object has `save` and `load` of its own."""
-    return isinstance(value, StatefulCheckpointable) and not isinstance(value, type)
+    is_object = not isinstance(value, type | types.ModuleType)
+    return is_object and isinstance(value, StatefulCheckpointable)
 
 
 def typestr_of(handler: Any) -> str:
