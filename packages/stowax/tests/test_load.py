@@ -34,7 +34,6 @@ from stowax.errors import (
     CorruptCheckpointError,
     DeadlineError,
     InvalidLayoutError,
-    InvalidNameError,
     RunningLoopError,
     StowaxError,
     TreeError,
@@ -226,13 +225,6 @@ class TestPaths:
 
         with pytest.raises(InvalidLayoutError, match="100, 200"):
             stowax.load(tmp_path)
-
-    @pytest.mark.parametrize("name", [["state"], 3])
-    def test_what_is_no_name(self, saved, name):
-        """A name that is no string is refused."""
-        for call in (stowax.load, stowax.metadata, stowax.preview_load):
-            with pytest.raises(InvalidNameError, match="checkpointable_name"):
-                call(saved, checkpointable_name=name)
 
     def test_unknown_name(self, saved):
         """A name that is not stored is our error and Python's; it lists the names."""

@@ -124,7 +124,7 @@ def test_abstract_leaf(saved):
 @pytest.mark.parametrize("name", [3, None, ("params", "w")], ids=repr)
 def test_name_of_the_wrong_type(saved, name):
     """A leaf is named by a string."""
-    with pytest.raises(InvalidNameError, match="no name of a leaf"):
+    with pytest.raises(InvalidNameError, match="name of a leaf is a string"):
         stowax.load_leaf(saved, name)
 
 

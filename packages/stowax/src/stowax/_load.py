@@ -382,20 +382,14 @@ def check_tree_name(name: Any) -> None:
 
 
 def tree_name(
-    checkpoint: OpenCheckpoint, kinds: Mapping[str, ItemKind], name: Any
+    checkpoint: OpenCheckpoint, kinds: Mapping[str, ItemKind], name: str
 ) -> str:
     """The name of the tree that a caller means.
 
     Raises:
-        InvalidNameError: It is no name.
         CheckpointableNotFoundError: There is no tree of that name, or none at all.
         InvalidLayoutError: `AUTO`, and several trees could be meant.
     """
-    if not isinstance(name, str):
-        raise InvalidNameError(
-            "`checkpointable_name` is a string, or None for a path that is the "
-            f"directory of a tree; found {name!r}"
-        )
     trees = [n for n, kind in kinds.items() if kind == "tree"]
     if name != AUTO:
         if name in checkpoint.items:

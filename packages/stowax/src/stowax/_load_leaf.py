@@ -64,8 +64,6 @@ def load_leaf(
         >>> stowax.load_leaf(path, "step")
         7
     """
-    if not isinstance(name, str):
-        raise InvalidNameError(f"{name!r} is no name of a leaf, such as 'params.w'")
     location, settings = absolute(path), current_settings()
     check_supported(settings, saving=False)
     _check_name(name)
