@@ -8,6 +8,7 @@ import pathlib
 import threading
 import warnings
 
+import jax
 import pytest
 
 from stowax import options
@@ -38,6 +39,8 @@ ALIASES = {
     "atomicity_options": "atomicity",
 }
 GROUPS = [*ALIASES.values(), "integrity"]
+
+MESH = jax.make_mesh((1,), ("x",))
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +398,7 @@ def test_each_option_reaches_the_settings(option, value, field):
         ("array.loading.raise_array_data_missing_error", False, "fills_missing", True),
         ("array.loading.casting", "safe", "casting", "safe"),
         ("array.loading.as_numpy", True, "as_numpy", True),
-        ("array.loading.mesh", "mesh", "mesh", "mesh"),
+        ("array.loading.mesh", MESH, "mesh", MESH),
     ],
 )
 def test_each_option_of_loading_reaches_the_settings(option, value, field, read):

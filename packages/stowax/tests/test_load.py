@@ -34,6 +34,7 @@ from stowax.errors import (
     CorruptCheckpointError,
     DeadlineError,
     InvalidLayoutError,
+    InvalidNameError,
     RunningLoopError,
     StowaxError,
     TreeError,

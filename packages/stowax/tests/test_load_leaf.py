@@ -121,13 +121,6 @@ def test_abstract_leaf(saved):
         stowax.load_leaf(saved, "w", index=3, abstract_leaf=HOST)
 
 
-@pytest.mark.parametrize("name", [3, None, ("params", "w")], ids=repr)
-def test_name_of_the_wrong_type(saved, name):
-    """A leaf is named by a string."""
-    with pytest.raises(InvalidNameError, match="name of a leaf is a string"):
-        stowax.load_leaf(saved, name)
-
-
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
