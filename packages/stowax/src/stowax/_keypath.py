@@ -208,8 +208,13 @@ def container_types(node: Node, path: KeyPath = ()) -> Iterator[tuple[KeyPath, N
 
 
 def array_prefix(name: str) -> str:
-    """What the keys of an array of this name begin with, as TensorStore makes them."""
-    return name if name.endswith("/") or not name else f"{name}/"
+    """What the keys of an array of this name begin with, as TensorStore makes them.
+
+    A "/" at the end says no more than the name without it: "/" alone is "".
+    """
+    if name in ("", "/"):
+        return ""
+    return name if name.endswith("/") else f"{name}/"
 
 
 def check_names(root: Node) -> None:
