@@ -22,6 +22,17 @@ def _doctest_in_its_own_folder(request, tmp_path_factory, monkeypatch):
         monkeypatch.chdir(tmp_path_factory.mktemp("doctest"))
 
 
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(0, id="once"),
+        *(pytest.param(i, id=f"soak{i}", marks=pytest.mark.soak) for i in range(1, 5)),
+    ],
+)
+def rounds():
+    """Runs a test once, and in a soak four times more, none of which gets too long."""
+
+
 def pytest_collection_modifyitems(config, items):
     """Without STOWAX_SOAK, leaves the tests marked `soak` out and counts them."""
     if os.environ.get("STOWAX_SOAK"):
