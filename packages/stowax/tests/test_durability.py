@@ -5,6 +5,7 @@ at the n-th call, for every n that there is.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from sample_trees import bits, differences, mesh, plain
 
 import stowax
 from stowax import _operation, training
+from stowax import _save as _save_module
+from stowax._commit import RootFacts
 from stowax._digest import PIECE_BYTES
 from stowax._stores._local import LocalStore
 from stowax.errors import DeadlineError, SaveError, StowaxError
@@ -450,10 +453,89 @@ def test_interrupt_while_the_draft_is_made(place):
 
     with context(store), pytest.raises(KeyboardInterrupt):
         stowax.save(place / "checkpoint", {"a": 1})
-    stowax._runtime.default_runtime().finish()
 
     assert store.has_ended
     assert is_empty(base, place / "")
+
+
+class InterruptedCommit(stowax._runtime.Runtime):
+    """Once armed, is interrupted the next time that it hands a call to the loop."""
+
+    armed = None
+
+    def _begin(self, call):
+        armed, self.armed = self.armed, None
+        if armed != "before":
+            super()._begin(call)
+        if armed is not None:
+            raise KeyboardInterrupt
+
+
+def _stage(path):
+    """A save that is about to be committed."""
+    return _save_module.stage_save(
+        path,
+        {"guest": Guest(), "state": {"a": np.ones(3)}},
+        overwrite=False,
+        facts=RootFacts(custom_metadata={}),
+        borrow=True,
+    )
+
+
+def _error_of(call):
+    """What a call raises; within a time, as it may hang."""
+    errors = []
+
+    def run():
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 the test looks at it
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive(), "it hangs"
+    return errors[0] if errors else None
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("way", ["finish", "start"])
+def test_interrupt_as_the_commit_begins(place, way, when):
+    """Ctrl-C before anybody waits for the commit leaves no draft, and frees the path.
+
+    It is no chance whether the commit had begun.
+    """
+    runtime = InterruptedCommit()
+    with stowax.Context(file=FileOptions(store=place.store), runtime=runtime):
+        staged = _stage(place / "checkpoint")
+        runtime.armed = when
+        error = _error_of(getattr(staged, way))
+
+        assert isinstance(error, KeyboardInterrupt)
+        assert is_empty(place.store or LocalStore(), place / "")
+        gc.collect()  # What was never awaited would be told of.
+        save(place / "checkpoint", 1)
+    runtime.close()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("way", ["finish", "start"])
+def test_closed_before_the_commit(place, way):
+    """A save whose runtime is closed before it is committed is refused at once."""
+    runtime = stowax._runtime.Runtime()
+    with stowax.Context(file=FileOptions(store=place.store), runtime=runtime):
+        staged = _stage(place / "checkpoint")
+    runtime.close()
+
+    error = _error_of(getattr(staged, way))
+    staged.cancel()
+
+    assert isinstance(error, RuntimeError)
+    assert "closed" in str(error)
+    assert runtime.reserve(staged._reservation)
+    gc.collect()  # What was never awaited would be told of.
 
 
 class SlowToPublish(RecordingStore):

@@ -108,7 +108,7 @@ def test_drive_on_its_own_loop(runtime):
 
 
 def test_interrupt_cancels(runtime):
-    """Ctrl-C while waiting cancels the operation and is raised at once."""
+    """Ctrl-C while waiting cancels the operation, and is raised when that has ended."""
     ends = []
 
     async def operation():
@@ -116,14 +116,59 @@ def test_interrupt_cancels(runtime):
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
+            await turn_often()
             ends.append("cancelled")
             raise
 
     with pytest.raises(KeyboardInterrupt):
         runtime.run(operation())
 
-    runtime.finish()
     assert ends == ["cancelled"]
+
+
+class InterruptedRuntime(Runtime):
+    """Is interrupted as it hands a call to the loop, before or after that."""
+
+    def __init__(self, when):
+        super().__init__()
+        self.when = when
+
+    def _begin(self, call):
+        if self.when == "after":
+            super()._begin(call)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("way", ["run", "submit"])
+def test_interrupt_before_it_waits(way, when):
+    """Whatever moment an interrupt comes at, nothing of the operation goes on."""
+    runtime = InterruptedRuntime(when)
+    ends = []
+
+    async def operation():
+        ends.append("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await turn_often()
+            ends.append("cleaned up")
+
+    def interrupted():
+        with pytest.raises(KeyboardInterrupt):
+            getattr(runtime, way)(operation())
+        if way == "submit":
+            runtime.finish()
+        ends.append("over")
+
+    thread = threading.Thread(target=interrupted, daemon=True)
+    thread.start()
+    thread.join(30)
+
+    gc.collect()  # What was never awaited would be told of.
+    begun = ["begun", "cleaned up"] if when == "after" else []
+    assert ends == [*begun, "over"]
+    runtime.close()
 
 
 def test_loop_survives_exit(runtime):

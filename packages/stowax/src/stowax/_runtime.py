@@ -37,7 +37,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from stowax._processes import Processes, default_processes
 from stowax.errors import RunningLoopError
@@ -121,25 +121,27 @@ class Runtime:
         """Runs a coroutine on the background loop and waits for it.
 
         The calling thread may be running a loop of its own, which stands still
-        meanwhile. An interrupt (Ctrl-C) cancels the coroutine.
+        meanwhile. An interrupt (Ctrl-C) cancels the coroutine. When this returns or
+        raises, nothing of it runs any more: it has ended, or never begins. Only a
+        second interrupt, while it is coming to its end, is not waited with.
 
         Raises:
           RunningLoopError: See `check_can_wait`.
         """
         # In hand before anything begins, so that an interrupt always finds it.
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        call = _Call(coroutine)
         try:
-            self._check_can_wait_for(coroutine)
-            self._begin(coroutine, future)
-            return future.result()
-        except BaseException:
-            # Cancels what still runs: an interrupt came from outside the operation.
-            future.cancel()
+            self.check_can_wait()
+            self._begin(call)
+            return call.future.result()
+        except BaseException:  # An interrupt comes from outside; raised again.
+            call.give_up()
+            call.ended.wait()
             raise
         finally:
             # The error holds this frame, which must not hold the error: such a cycle
             # would keep the caller's arrays until the next garbage collection.
-            del future
+            del call
 
     def drive(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the calling thread, as `drive` does.
@@ -151,10 +153,17 @@ class Runtime:
         return drive(coroutine)
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Starts a coroutine on the background loop; in flight until it is done."""
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
-        self._begin(coroutine, future)
-        return future
+        """Starts a coroutine on the background loop; in flight until it is done.
+
+        If this raises, the coroutine is cancelled, or never begins.
+        """
+        call = _Call(coroutine)
+        try:
+            self._begin(call)
+        except BaseException:  # An interrupt too; raised again.
+            call.give_up()
+            raise
+        return call.future
 
     def start_guest(self, awaitable: Awaitable[T]) -> concurrent.futures.Future[T]:
         """Runs the second phase of a guest on a loop and a thread of its own.
@@ -258,32 +267,11 @@ class Runtime:
                 " make it from another thread (callbacks of `on_complete` run here)"
             )
 
-    def _begin(
-        self, coroutine: Coroutine[Any, Any, T], future: concurrent.futures.Future[T]
-    ) -> None:
-        """Runs the coroutine on the loop for the future, which can cancel it."""
-        try:
-            loop = self._started_loop()
-        except RuntimeError:
-            coroutine.close()
-            raise
-
-        def begin() -> None:
-            task = loop.create_task(coroutine)
-            task.add_done_callback(end)
-            future.add_done_callback(lambda _: loop.call_soon_threadsafe(task.cancel))
-
-        def end(task: asyncio.Task[T]) -> None:
-            if task.cancelled():
-                future.cancel()
-            if not future.set_running_or_notify_cancel():
-                return
-            if error := task.exception():
-                future.set_exception(error)
-            else:
-                future.set_result(task.result())
-
-        loop.call_soon_threadsafe(begin)
+    def _begin(self, call: _Call[Any]) -> None:
+        """Has the loop begin a call."""
+        # Known to the call before it can begin: see `give_up`.
+        call.loop = loop = self._started_loop()
+        loop.call_soon_threadsafe(call.begin)
 
     def _check_can_wait_for(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         try:
@@ -310,13 +298,16 @@ class Runtime:
                 workers = _Workers("stowax-worker", self._worker_count)
                 workers.start()
                 self._spare.start()
-                self._loop = _Loop(workers)
-                self._thread = threading.Thread(
-                    target=self._loop.serve, name="stowax-loop", daemon=True
+                loop = _Loop(workers)
+                thread = threading.Thread(
+                    target=loop.serve, name="stowax-loop", daemon=True
                 )
-                self._thread.start()
+                thread.start()
                 self._pid = os.getpid()
                 atexit.register(self._at_exit)
+                # Last: an interrupt must not leave behind a loop that nobody serves.
+                self._thread = thread
+                self._loop = loop
             return self._loop
 
     def _at_exit(self) -> None:
@@ -411,6 +402,62 @@ class UnseenFailures:
     def all(self) -> tuple[Failure, ...]:
         with self._lock:
             return tuple(self._failures)
+
+
+class _Call(Generic[T]):
+    """A coroutine that begins at most once, on the loop, and ends for a future.
+
+    Args:
+      coroutine: What runs.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self.future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        """The outcome; cancels the coroutine."""
+        self.loop: _Loop | None = None
+        """Where it begins; None: it cannot have been asked to."""
+        self.ended = threading.Event()
+        """Nothing of the coroutine runs, now or later."""
+        self._coroutine = coroutine
+        self._begun = threading.Lock()  # Whoever gets it decides: begin it, or close.
+
+    def begin(self) -> None:
+        """Begins, unless that was done before; called on the loop."""
+        loop = self.loop
+        if loop is None or not self._begun.acquire(blocking=False):
+            return
+        task = loop.create_task(self._coroutine)
+        task.add_done_callback(self._end)
+        # Comes after the first step of the task, so that what ends it is its own code.
+        self.future.add_done_callback(lambda _: loop.call_soon_threadsafe(task.cancel))
+
+    def give_up(self) -> None:
+        """Cancels the coroutine, or sees to it that it never begins.
+
+        What the loop may have been asked to begin, it does begin, and cancels: an
+        interrupt hides whether it was asked.
+        """
+        if self.ended.is_set():
+            return
+        self.future.cancel()
+        if self.loop is not None:
+            with contextlib.suppress(RuntimeError):  # It is closed.
+                self.loop.call_soon_threadsafe(self.begin)
+                return
+        if self._begun.acquire(blocking=False):
+            self._coroutine.close()
+            self.ended.set()
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        self.ended.set()
+        if task.cancelled():
+            self.future.cancel()
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if error := task.exception():
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(task.result())
 
 
 class _Workers(concurrent.futures.Executor):

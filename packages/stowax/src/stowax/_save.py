@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import logging
 import posixpath
 import threading
@@ -206,6 +207,7 @@ class StagedSave:
     Args:
         runtime: Where it runs.
         commit: All that is left to do.
+        let_go: Ends what was staged, instead of `commit`.
         what: The save in words, as in "save to /runs/a/7".
         reservation: What keeps others from saving to the same path.
     """
@@ -214,14 +216,17 @@ class StagedSave:
         self,
         runtime: Runtime,
         commit: Callable[[], Coroutine[Any, Any, None]],
+        let_go: Callable[[], None],
         what: str,
         reservation: object,
     ) -> None:
         self._runtime = runtime
         self._commit = commit
+        self._let_go = let_go
         self._what = what
         self._reservation = reservation
         self._future: concurrent.futures.Future[None] | None = None
+        self._begun = threading.Lock()  # Whoever gets it decides: commit, or let go.
         self._ended = threading.Event()
 
     def finish(self) -> None:
@@ -230,7 +235,7 @@ class StagedSave:
             with noting(f"in the {self._what}"):
                 self._runtime.run(self._work())
         except BaseException:  # An interrupt above all; raised again.
-            self._ended.wait()
+            self._end()
             raise
         finally:
             # The error holds this frame, which must not hold the error (Runtime.run).
@@ -238,23 +243,44 @@ class StagedSave:
 
     def start(self) -> AsyncResponse[None]:
         """Commits in the background."""
-        self._future = self._runtime.submit(self._work())
+        try:
+            self._future = self._runtime.submit(self._work())
+        except BaseException:  # An interrupt too; raised again.
+            self._end()
+            raise
         return respond(self._runtime, self._future, what=self._what)
 
     def cancel(self) -> None:
         """Ends what was started, and returns when nothing of it runs any more."""
         if self._future is not None:
             self._future.cancel()
-            self._ended.wait()
+            self._end()
+
+    def _end(self) -> None:
+        """Returns when it is over, of a commit that ends, or that never began."""
+        if self._begun.acquire(blocking=False):
+            try:
+                # Where the runtime is closed the draft stays, which does no harm.
+                with contextlib.suppress(RuntimeError):
+                    self._let_go()
+            finally:
+                self._set_ended()
+        self._ended.wait()
 
     async def _work(self) -> None:
         # Also a task that is cancelled at once comes here first, and so ends.
+        if not self._begun.acquire(blocking=False):
+            return
         try:
             await self._commit()
         finally:
-            del self._commit  # It holds the values, for whoever keeps this object.
-            self._runtime.free(self._reservation)
-            self._ended.set()
+            self._set_ended()
+
+    def _set_ended(self) -> None:
+        # They hold the values, for whoever keeps this object.
+        del self._commit, self._let_go
+        self._runtime.free(self._reservation)
+        self._ended.set()
 
 
 def stage_save(
@@ -295,7 +321,7 @@ def stage_save(
                 "waited for; call `result()` on what `save_async` returned before "
                 "saving there again"
             )
-        finish = _stage_all(
+        finish, let_go = _stage_all(
             location,
             checkpointables,
             settings,
@@ -309,7 +335,7 @@ def stage_save(
         if is_reserved:
             runtime.free(reservation)
         raise
-    return StagedSave(runtime, finish, f"save to {location}", reservation)
+    return StagedSave(runtime, finish, let_go, f"save to {location}", reservation)
 
 
 def _stage_all(
@@ -322,11 +348,11 @@ def _stage_all(
     facts: RootFacts,
     borrow: bool,
     failure: Exception | None,
-) -> Callable[[], Coroutine[Any, Any, None]]:
+) -> tuple[Callable[[], Coroutine[Any, Any, None]], Callable[[], None]]:
     """Makes a draft and stages everything; see `stage_save`.
 
     Returns:
-        All that is left to do.
+        All that is left to do, and what ends it all instead.
     """
     started_nsecs = runtime.now_nsecs()
     chosen: dict[str, Any] = {}
@@ -342,10 +368,16 @@ def _stage_all(
             failure=failure,
         )
     )
-    try:
-        work, failure = _stage(operation, checkpointables, chosen)
-    except BaseException:  # An interrupt: there is no time to tell the others.
+    work: dict[str, Awaitable[None]] = {}
+
+    def let_go() -> None:
+        _drop(work)
         runtime.run(abandon(operation))
+
+    try:
+        failure = _stage(operation, checkpointables, chosen, work)
+    except BaseException:  # An interrupt: there is no time to tell the others.
+        let_go()
         raise
     if failure is not None:
         runtime.run(_give_up(operation, work, failure))
@@ -363,7 +395,7 @@ def _stage_all(
         if settings.post_finalization_callback is not None:
             await _call_back(operation, location, settings.post_finalization_callback)
 
-    return finish
+    return finish, let_go
 
 
 def _choose(
@@ -400,12 +432,13 @@ def _stage(
     operation: Operation,
     checkpointables: Mapping[str, Any],
     chosen: Mapping[str, Any],
-) -> tuple[dict[str, Awaitable[None]], Exception | None]:
+    work: dict[str, Awaitable[None]],
+) -> Exception | None:
     """First phase of every handler, on the caller's thread.
 
-    A failure is returned with what has begun: the draft has to go, others have to know.
+    What has begun is put into `work`. A failure is returned: the draft has to go, and
+    others have to know.
     """
-    work: dict[str, Awaitable[None]] = {}
 
     async def stage(name: str, checkpointable: Any) -> None:
         handler = chosen[name]
@@ -426,19 +459,24 @@ def _stage(
             ):
                 drive(stage(name, checkpointable))
         except Exception as error:  # noqa: BLE001 handlers may raise anything
-            return work, error
-    return work, None
+            return error
+    return None
+
+
+def _drop(work: Mapping[str, Awaitable[None]]) -> None:
+    """Ends second phases that nobody has begun to wait for."""
+    for awaitable in work.values():
+        if isinstance(awaitable, EngineTask):
+            awaitable.future.cancel()
+        else:
+            drop(awaitable)
 
 
 async def _give_up(
     operation: Operation, work: Mapping[str, Awaitable[None]], failure: Exception
 ) -> None:
     """Lets what has begun end, tells the other processes, and raises the failure."""
-    for awaitable in work.values():
-        if isinstance(awaitable, EngineTask):
-            awaitable.future.cancel()
-        else:
-            drop(awaitable)
+    _drop(work)
     await operation.stop()
     try:
         await operation.agree("written", failure)
