@@ -469,6 +469,54 @@ def test_guest_may_wait_for_the_engine(runtime):
     assert drive(guest()) == ["saved"] * 20
 
 
+class WithoutLoop(Runtime):
+    """Is interrupted as it looks for its loop."""
+
+    def _started_loop(self):
+        raise KeyboardInterrupt
+
+
+def test_guest_that_cannot_be_started():
+    """A guest that is refused, or not started for an interrupt, is not forgotten.
+
+    It never begins, and nobody waits for it.
+    """
+    closed, interrupted = Runtime(), WithoutLoop()
+    closed.close()
+
+    with pytest.raises(RuntimeError, match="closed"):
+        closed.start_guest(name_of_thread())
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.start_guest(name_of_thread())
+
+    gc.collect()  # What was never awaited would be told of.
+    interrupted.finish()
+
+
+def test_interrupt_while_a_guest_is_started(runtime, monkeypatch):
+    """A guest whose thread an interrupt has kept from starting is not waited for."""
+    runtime.run(name_of_thread())
+    ends = []
+
+    def interrupt(thread):
+        raise KeyboardInterrupt
+
+    def interrupted():
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                runtime.start_guest(name_of_thread())
+        runtime.finish()
+        ends.append("over")
+
+    thread = threading.Thread(target=interrupted, daemon=True)
+    thread.start()
+    thread.join(30)
+
+    gc.collect()  # What was never awaited would be told of.
+    assert ends == ["over"]
+
+
 # --- the end of the interpreter
 
 

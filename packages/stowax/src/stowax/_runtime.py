@@ -40,6 +40,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from stowax._processes import Processes, default_processes
+from stowax._tasks import drop
 from stowax.errors import RunningLoopError
 
 T = TypeVar("T")
@@ -168,14 +169,18 @@ class Runtime:
     def start_guest(self, awaitable: Awaitable[T]) -> concurrent.futures.Future[T]:
         """Runs the second phase of a guest on a loop and a thread of its own.
 
-        It is in flight until it is done, or `leave_guest` gives it up.
+        It is in flight until it is done, or `leave_guest` gives it up. If this raises
+        before it has begun, it never begins.
         """
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()
         ended = threading.Event()
+        begun = threading.Lock()  # Whoever gets it decides: serve it, or drop it.
         context = contextvars.copy_context()
 
         def serve() -> None:
+            if not begun.acquire(blocking=False):
+                return
             # Who was given up is not listened to any more.
             with contextlib.suppress(concurrent.futures.InvalidStateError):
                 try:
@@ -188,14 +193,22 @@ class Runtime:
             with self._lock:
                 self._guests.pop(future, None)
 
-        self._started_loop()
         thread = threading.Thread(target=serve, name="stowax-guest", daemon=True)
-        with self._lock:
-            self._guests[future] = thread, ended
         try:
-            thread.start()
-        except RuntimeError:  # The interpreter is ending, or the system has no more.
-            self._spare.submit(serve)
+            self._started_loop()
+            with self._lock:
+                self._guests[future] = thread, ended
+            try:
+                thread.start()
+            except RuntimeError:  # The interpreter ends, or the system has no more.
+                self._spare.submit(serve)
+        except BaseException:  # An interrupt too; raised again.
+            if begun.acquire(blocking=False):
+                with self._lock:
+                    self._guests.pop(future, None)
+                future.set_exception(concurrent.futures.CancelledError())
+                drop(awaitable)
+            raise
         return future
 
     def leave_guest(

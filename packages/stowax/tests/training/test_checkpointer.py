@@ -534,6 +534,33 @@ class TestPreservation:
 
             assert steps_of(checkpointer) == [1]
 
+    def test_a_load_that_is_interrupted_at_once(self, place):
+        """A step whose load never began is not kept for it."""
+
+        class Interrupted(Runtime):
+            armed = False
+
+            def _started_loop(self):
+                if self.armed:
+                    raise KeyboardInterrupt
+                return super()._started_loop()
+
+        runtime = Interrupted()
+        with Checkpointer(
+            place / "run",
+            context=place.context(runtime=runtime),
+            preservation_policy=LatestN(1),
+        ) as checkpointer:
+            checkpointer.save(0, {"a": 1})
+            runtime.armed = True
+            with pytest.raises(KeyboardInterrupt):
+                checkpointer.load_async(0)
+            runtime.armed = False
+            checkpointer.save(1, {"a": 1})
+
+            assert [each.step for each in checkpointer.checkpoints] == [1]
+        runtime.close()
+
     def test_a_step_that_cannot_be_deleted(self, tmp_path, caplog):
         """A deletion that fails is tried again after the next save."""
         store = Stubborn(MemoryStore())

@@ -322,16 +322,19 @@ class Run:
         """Reads a step on a thread of its own; that the step is there is known now."""
         with self._context:
             found = self._hold(step)
+            held = contextlib.ExitStack()  # Released once, whoever comes first.
+            held.callback(self._steps.release, found.step)
 
             async def work() -> T:
-                try:
-                    with as_caller():
-                        return read(found.path)
-                finally:
-                    self._steps.release(found.step)
+                with held, as_caller():
+                    return read(found.path)
 
-            with on_behalf():
-                future = self.runtime.start_guest(work())
+            try:
+                with on_behalf():
+                    future = self.runtime.start_guest(work())
+            except BaseException:  # An interrupt too; raised again.
+                held.close()
+                raise
         return respond(self.runtime, future, what=f"load of {found.path}")
 
     def start_delete(self, step: int, *, missing_ok: bool) -> Pending:
