@@ -563,6 +563,33 @@ def test_deadline_does_not_cover_the_publish(place):
     assert stowax.load(place / "checkpoint") == {"a": 2}
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_scratch_is_deleted_by_a_worker(fails):
+    """What guests leave outside the store holds up no other operation as it goes."""
+    deleting = []
+    is_watching = True
+
+    def hook(event, args):
+        if is_watching and event == "shutil.rmtree" and "stowax-" in str(args[0]):
+            deleting.append((threading.current_thread().name, args[0]))
+
+    sys.addaudithook(hook)  # Stays until the process ends.
+    store = MemoryStore()
+    try:
+        with context(FailingStore(store, 0 if fails else None, names=("publish",))):
+            if fails:
+                with pytest.raises(InjectedError):
+                    save("/checkpoint", 1)
+            else:
+                save("/checkpoint", 1)
+    finally:
+        is_watching = False
+
+    assert deleting
+    assert all(thread.startswith("stowax-worker") for thread, _ in deleting)
+    assert not any(os.path.exists(path) for _, path in deleting)
+
+
 class Files:
     """Saves itself as files of given sizes."""
 

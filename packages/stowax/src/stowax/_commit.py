@@ -199,15 +199,13 @@ async def commit(
         await abandon(operation)
         raise
     finally:
-        if operation.scratch is not None:
-            operation.scratch.cleanup()
+        await operation.forget_scratch()
 
 
 async def abandon(operation: Operation) -> None:
     """Removes the draft; failing that, leaves it, which does no harm."""
     await operation.stop()
-    if operation.scratch is not None:
-        operation.scratch.cleanup()
+    await operation.forget_scratch()
     if not operation.processes.is_primary or not operation.directory:
         return
     try:

@@ -28,7 +28,7 @@ from stowax._context import Settings
 from stowax._formats._stowax import MANIFEST, PART_PREFIX, PROCESS_PREFIX
 from stowax._manifest import Digest
 from stowax._processes import Processes
-from stowax._runtime import Runtime, default_runtime
+from stowax._runtime import Runtime, default_runtime, on_worker
 from stowax._stores._base import Store
 from stowax._stores._open import open_store
 from stowax._tasks import tell
@@ -283,6 +283,11 @@ class Operation:
                 )
         relative = posixpath.relpath(path, self.directory)
         return pathlib.Path(self.scratch.name, relative)
+
+    async def forget_scratch(self) -> None:
+        """Deletes what guests have written outside the store; again, does nothing."""
+        if self.scratch is not None:
+            await on_worker(self.scratch.cleanup)
 
     def covers(self, path: str) -> bool:
         """Whether the engine, here or elsewhere, wrote a file, and its manifest knows.
