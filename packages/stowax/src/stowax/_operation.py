@@ -34,10 +34,12 @@ from stowax._stores._open import open_store
 from stowax._tasks import tell
 from stowax.errors import (
     DeadlineError,
+    HandlerError,
     InvalidNameError,
     PeerFailedError,
     ProcessesError,
     SaveError,
+    StowaxError,
 )
 
 T = TypeVar("T")
@@ -82,6 +84,8 @@ class Operation:
     runtime: Runtime
     processes: Processes
     settings: Settings
+    verb: str = "save"
+    """What it does; see `in_place`."""
     borrow: bool = False
     """Whether the caller leaves values alone until the operation ends."""
     phase: str = "beginning"
@@ -151,8 +155,13 @@ class Operation:
         for future in list(self.guests.values()):
             self.runtime.leave_guest(future, self._over())
 
-    def _over(self) -> SaveError:
-        return SaveError(f"{self.what} is over; nothing can be added to it any more")
+    def _over(self) -> StowaxError:
+        if self.verb in ("save", "write"):
+            return SaveError(
+                f"{self.what} is over; nothing can be added to it any more"
+            )
+        # Only a handler that goes on with what it was lent can come too late.
+        return HandlerError(f"{self.what} is over; start another")
 
     def start_clock(self) -> None:
         """From now on all work and all waits together have the time that is allowed."""
@@ -468,6 +477,7 @@ def in_place(path: str, settings: Settings, *, verb: str = "load") -> Operation:
         runtime=runtime,
         processes=runtime.processes,
         settings=settings,
+        verb=verb,
     )
 
 

@@ -20,6 +20,7 @@ import pytest
 from sample_trees import bits, differences
 
 import stowax
+from stowax._operation import in_place
 from stowax.errors import (
     CorruptCheckpointError,
     HandlerError,
@@ -567,6 +568,18 @@ class TestFailures:
         with pytest.raises(SaveError, match="is over"):
             asyncio.run(late())
         assert is_empty(place)
+
+    @pytest.mark.parametrize("verb", ["load", "deletion"])
+    def test_load_is_over(self, place, verb):
+        """What comes too late is told what is over, and not that a save has failed."""
+        operation = in_place(place / "c", place.context().settings(), verb=verb)
+        operation.runtime.run(operation.stop())
+
+        async def late():
+            await operation.submit(operation.store.stat(place / "c"))
+
+        with pytest.raises(HandlerError, match=f"{verb} of .* is over; start another"):
+            asyncio.run(late())
 
 
 def is_empty(place):
