@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from sample_trees import bits, differences, mesh, plain
 
 import stowax
-from stowax import _operation, training
+from stowax import _commit, _operation, training
 from stowax import _save as _save_module
 from stowax._commit import RootFacts
 from stowax._digest import PIECE_BYTES
@@ -518,6 +518,47 @@ def test_interrupt_as_the_commit_begins(place, way, when):
         gc.collect()  # What was never awaited would be told of.
         save(place / "checkpoint", 1)
     runtime.close()
+
+
+class Interrupting(Guest):
+    """Is interrupted while it stages."""
+
+    async def save(self, directory):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings("error")
+def test_interrupt_while_staging(place):
+    """Ctrl-C in a first phase leaves no draft, and ends second phases of others."""
+    with pytest.raises(KeyboardInterrupt):
+        stowax.save_checkpointables(
+            place / "checkpoint", {"guest": Guest(), "then": Interrupting()}
+        )
+
+    assert is_empty(place.store or LocalStore(), place / "")
+    gc.collect()  # What was never awaited would be told of.
+
+
+@pytest.mark.filterwarnings("error")
+def test_commit_that_is_late_before_it_begins():
+    """A phase in words is whole, and what is not waited for any more is ended."""
+    settings = stowax.Context(file=FileOptions(store=MemoryStore())).settings()
+    operation = _operation.in_place("/checkpoint", settings)
+
+    async def nothing():
+        pass
+
+    async def commit():
+        await _commit._finish(operation, {"a": nothing(), "b": nothing()})
+        assert operation.phase in ("writing a", "writing b")
+        await _commit._finish(operation, {})
+        assert operation.phase in ("writing a", "writing b")
+        operation.deadline = 0
+        late = operation.attempt(_commit._finish(operation, {"c": nothing()}))
+        assert isinstance(await late, DeadlineError)
+
+    operation.runtime.run(commit())
+    gc.collect()  # What was never awaited would be told of.
 
 
 @pytest.mark.filterwarnings("error")

@@ -55,7 +55,7 @@ from stowax._operation import (
 )
 from stowax._runtime import Runtime, on_worker
 from stowax._stores._base import already_published, join, walk
-from stowax._tasks import finish_all, noting
+from stowax._tasks import drop, finish_all, noting
 from stowax.errors import CheckpointExistsError, SaveError, UnsupportedOptionError
 
 _logger = logging.getLogger("stowax")
@@ -228,16 +228,23 @@ async def _finish(operation: Operation, work: Mapping[str, Awaitable[None]]) -> 
     Returns:
         What the primary has to know to complete the items.
     """
-    unfinished = dict.fromkeys(work)
+    waiting, unfinished = dict(work), dict.fromkeys(work)
 
-    async def finish(name: str, awaitable: Awaitable[None]) -> None:
+    async def finish(name: str) -> None:
         with noting(f"while writing the checkpointable {name!r}"):
-            await _finish_one(operation, name, awaitable)
+            await _finish_one(operation, name, waiting.pop(name))
         del unfinished[name]
-        operation.phase = f"writing {', '.join(unfinished)}"
+        if unfinished:
+            operation.phase = f"writing {', '.join(unfinished)}"
 
-    operation.phase = f"writing {', '.join(unfinished)}"
-    await finish_all(finish(name, awaitable) for name, awaitable in work.items())
+    if unfinished:
+        operation.phase = f"writing {', '.join(unfinished)}"
+    try:
+        await finish_all(finish(name) for name in work)
+    finally:
+        # Given up before they began.
+        for awaitable in waiting.values():
+            drop(awaitable)
     return told_parts(operation)
 
 
