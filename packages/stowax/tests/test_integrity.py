@@ -541,7 +541,9 @@ def test_record_that_is_no_file(checkpoint):
     """Nor does a save for what looks like the record of an unfinished overwrite."""
     os.mkfifo(f"{checkpoint}{REPLACEMENT_SUFFIX}")
 
-    with pytest.raises(CorruptCheckpointError, match="no file, but a pipe"):
+    with pytest.raises(
+        CorruptCheckpointError, match="no file, but a directory, a pipe"
+    ):
         stowax.save(checkpoint, {"x": 1}, overwrite=True)
     assert wrong(checkpoint) == []
     shutil.rmtree(checkpoint)

@@ -136,7 +136,9 @@ class TestWithAnAbstractState:
         ):
             stowax.load(saved, {"model": ..., "step": int})
 
-        assert caught.value.problems == ("the rule 'modle': 'model': fits no leaf",)
+        assert caught.value.problems == (
+            "the rule 'modle': 'model': fits no leaf of the abstract state",
+        )
 
     def test_the_proposed_rule_helps(self, place, saved):
         """The rules that an error proposes, pasted, make the load work."""
