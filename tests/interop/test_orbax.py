@@ -5,6 +5,7 @@ The real `orbax.checkpoint` and `tensorstore` are the oracles.
 
 import asyncio
 import itertools
+import json
 import warnings
 
 import jax
@@ -264,6 +265,27 @@ def test_resharding_both_ways(tmp_path, written, read):
         stowax.load(tmp_path / "ours", target),
     ):
         assert differences(expected, loaded, placement=True) == []
+
+
+def test_spread_keys_both_ways(tmp_path):
+    """PRNG keys over devices come back over them, and are recorded as Orbax does it."""
+    state = {"key": keys()["sharded"]}
+
+    for library in (stowax, v1):
+        library.save(tmp_path / library.__name__, state)
+        for reader in (stowax, v1):
+            loaded = reader.load(tmp_path / library.__name__)["key"]
+            assert differences(state["key"], loaded, placement=True) == []
+            assert len(loaded.sharding.spec) <= loaded.ndim
+        shown = stowax.metadata(tmp_path / library.__name__).metadata["key"]
+        assert shown.sharding.spec == P("x")
+
+    ours, theirs = (
+        json.loads((tmp_path / library.__name__ / "state" / "_sharding").read_text())
+        for library in (stowax, v1)
+    )
+    specs = [json.loads(*found.values())["partition_spec"] for found in (ours, theirs)]
+    assert specs[0] == specs[1] == ["x", None]
 
 
 def test_onto_fewer_devices(tmp_path):

@@ -56,7 +56,8 @@ class LeafEntry:
     prng_impl: str | None = None
     """`threefry2x32`, `rbg`, …: the stored array is the data of typed PRNG keys."""
     sharding: Mapping[str, Any] | None = None
-    """Sharding of a `jax.Array` when it was saved, as `_sharding.describe` says it."""
+    """Sharding of a `jax.Array` when it was saved, as `_sharding.describe` says it; of
+    typed PRNG keys that of the keys, without the axis of their data."""
     custom: CustomType | None = None
     """The leaf is the stored form of a value of this type."""
 

@@ -57,18 +57,13 @@ class JaxArrayLeaf:
             dtype = np.uint32
         dtype = np.dtype(dtype)
         dtype_name(dtype)  # Refuses a dtype that no document can say.
-        document = _sharding.describe(value.sharding)
-        if impl is not None and document is not None and "partition_spec" in document:
-            spec = document["partition_spec"]
-            padding = [None] * (len(shape) - len(spec))
-            document = {**document, "partition_spec": [*spec, *padding]}
         return Description(
             kind="jax.Array",
             dtype=dtype,
             shape=shape,
             holdings=_holdings(value, shape, processes),
             prng_impl=impl,
-            sharding=document,
+            sharding=_sharding.describe(value.sharding),
         )
 
     def stage(
@@ -289,15 +284,7 @@ def _placement(
 
 
 def _restored(entry: LeafEntry, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
-    document: Any = entry.sharding
-    if not isinstance(document, Mapping):
-        return None
-    if entry.prng_impl is not None and isinstance(
-        spec := document.get("partition_spec"), list
-    ):
-        # The axis of the key data is none of the keys'.
-        document = {**document, "partition_spec": spec[: len(entry.shape) - 1]}
-    sharding = _sharding.restore(document, jax.devices())
+    sharding = _sharding.restore(entry.sharding, jax.devices())
     logical = entry.shape if entry.prng_impl is None else entry.shape[:-1]
     if sharding is None or len(shape) != len(logical):
         return None
