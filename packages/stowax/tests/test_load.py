@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import functools
+import gc
 import warnings
 
 import jax
@@ -716,3 +717,59 @@ def test_checkpoint_taken_for_a_tree(tmp_path):
     for call in (stowax.load, stowax.metadata, stowax.preview_load):
         with pytest.raises(InvalidLayoutError, match="leave `checkpointable_name` at"):
             call(tmp_path / "c", checkpointable_name=None)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        stowax.load,
+        stowax.load_checkpointables,
+        stowax.metadata,
+        stowax.preview_load,
+        functools.partial(stowax.load_leaf, name="a"),
+    ],
+)
+def test_error_says_what_it_was_for(place, call):
+    """Every door notes in an error which operation it belongs to, and where."""
+    with pytest.raises(CheckpointNotFoundError) as caught:
+        call(place / "nothing")
+
+    assert any(
+        note.startswith("in the ") and str(place / "nothing") in note
+        for note in caught.value.__notes__
+    )
+
+
+def test_on_a_runtime_that_is_closed(tmp_path, recwarn):
+    """A load that cannot begin in the background leaves nothing that waits to."""
+    stowax.save(tmp_path / "c", {"a": 1})
+    runtime = stowax._runtime.Runtime()
+    runtime.close()
+
+    with stowax.Context(runtime=runtime), pytest.raises(RuntimeError, match="closed"):
+        stowax.load_async(tmp_path / "c")
+    gc.collect()
+
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+class Wrapping:
+    """Makes of whatever stops it an error of its own."""
+
+    async def save(self, directory):
+        return await stowax.handlers.PyTreeHandler().save(directory, {"a": 1})
+
+    async def load(self, directory):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            raise LookupError("stopped") from error
+
+
+def test_handler_that_hides_the_deadline(tmp_path):
+    """A load that is given up says so, whatever a handler makes of its end."""
+    stowax.save_checkpointables(tmp_path / "c", {"x": Wrapping()})
+
+    options = AsyncOptions(timeout_secs=0.2)
+    with stowax.Context(asynchronous=options), pytest.raises(DeadlineError):
+        stowax.load_checkpointables(tmp_path / "c", {"x": Wrapping()})

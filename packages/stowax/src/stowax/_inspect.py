@@ -25,8 +25,7 @@ from stowax._operation import (
     Operation,
     OperationPath,
     absolute,
-    in_time,
-    runtime_of,
+    drive_in_time,
 )
 from stowax._tasks import noting
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
@@ -158,9 +157,7 @@ def is_orbax_checkpoint(path: Any) -> bool:
 def _look(
     read: Callable[[], Coroutine[Any, Any, T]], settings: Settings, location: str
 ) -> T:
-    what = f"look at {location}"
-    with noting(f"in the {what}"):
-        return runtime_of(settings).drive(in_time(read, settings, what))
+    return drive_in_time(read, settings, f"look at {location}")
 
 
 async def _metadata_by(handler: Any, operation: Operation, directory: str) -> Any:

@@ -145,8 +145,7 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> FlatTree
 def _is_kept(value: Any, path: KeyPath, is_leaf: Callable[[Any], bool]) -> bool:
     try:
         return is_leaf(value)
-    except Exception:
-        # The code of a user: whatever it raises deserves its place.
+    except Exception:  # The code of a user: whatever it raises deserves its place.
         with at_leaf(leaf_name(path)):
             raise
 

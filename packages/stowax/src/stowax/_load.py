@@ -37,6 +37,7 @@ from stowax._operation import (
     Operation,
     OperationPath,
     absolute,
+    drive_in_time,
     guest_in_time,
     in_place,
     in_time,
@@ -44,7 +45,7 @@ from stowax._operation import (
     runtime_of,
 )
 from stowax._response import AsyncResponse, respond
-from stowax._runtime import Runtime, on_worker
+from stowax._runtime import on_worker
 from stowax._stores._base import join, read_bytes, resolve, walk
 from stowax._tasks import drop, noting
 from stowax.errors import (
@@ -208,30 +209,28 @@ def load_checkpointables_async(
 class _Load:
     """A load that may run on the caller's thread or on one of its own."""
 
-    work: Coroutine[Any, Any, Any]
-    runtime: Runtime
+    work: Callable[[], Coroutine[Any, Any, Any]]
+    """Begins it."""
     settings: Settings
     what: str
 
     def now(self) -> Any:
-        with noting(f"in the {self.what}"):
-            return self.runtime.drive(self.work)
+        return drive_in_time(self.work, self.settings, self.what)
 
     def later(self) -> AsyncResponse[Any]:
+        runtime = runtime_of(self.settings)
         # What blocks cannot be stopped, but is not waited for beyond the deadline.
         with on_behalf():
-            future = guest_in_time(
-                self.runtime, self._as_caller(), self.settings, self.what
-            )
-        return respond(self.runtime, future, what=self.what)
+            future = guest_in_time(runtime, self._as_caller(), self.settings, self.what)
+        return respond(runtime, future, what=self.what)
 
     async def _as_caller(self) -> Any:
         with as_caller():
-            return await self.work
+            return await in_time(self.work, self.settings, self.what)
 
 
 def _start_load(path: Any, target: Any, name: str | None) -> _Load:
-    settings, runtime, location = _door(path)
+    settings, location = _door(path)
     check_tree_name(name)
     what = f"load of {location}"
     if isinstance(target, CheckpointMetadata):
@@ -249,11 +248,11 @@ def _start_load(path: Any, target: Any, name: str | None) -> _Load:
         loaded = await _load_named(checkpoint, operation, {chosen: target}, settings)
         return loaded[chosen]
 
-    return _Load(in_time(work, settings, what), runtime, settings, what)
+    return _Load(work, settings, what)
 
 
 def _start_load_checkpointables(path: Any, targets: Any) -> _Load:
-    settings, runtime, location = _door(path)
+    settings, location = _door(path)
     what = f"load of {location}"
     if isinstance(targets, CheckpointMetadata):
         targets = targets.metadata
@@ -274,13 +273,13 @@ def _start_load_checkpointables(path: Any, targets: Any) -> _Load:
     async def work() -> dict[str, Any]:
         return await unless_replaced(location, settings, load_all)
 
-    return _Load(in_time(work, settings, what), runtime, settings, what)
+    return _Load(work, settings, what)
 
 
-def _door(path: Any) -> tuple[Settings, Runtime, str]:
+def _door(path: Any) -> tuple[Settings, str]:
     settings = current_settings()
     check_supported(settings, saving=False)
-    return settings, runtime_of(settings), absolute(path)
+    return settings, absolute(path)
 
 
 async def unless_replaced(

@@ -13,7 +13,7 @@ from stowax._leaves._registry import Leaves
 from stowax._load import AUTO
 from stowax._manifest import LeafEntry
 from stowax._named_tree import NamedTree, read_tree
-from stowax._operation import absolute, in_time, runtime_of
+from stowax._operation import absolute, drive_in_time
 from stowax._plan._index import view_of
 from stowax._plan._match import near_name
 from stowax._plan._preview import LoadPreview
@@ -85,8 +85,7 @@ def load_leaf(
     async def read() -> Any:
         return await read_tree(location, settings, checkpointable_name, read_leaf)
 
-    work = in_time(read, settings, f"load of {name!r} of {location}")
-    return runtime_of(settings).drive(work)
+    return drive_in_time(read, settings, f"load of {name!r} of {location}")
 
 
 def _fit(

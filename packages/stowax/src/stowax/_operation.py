@@ -31,7 +31,7 @@ from stowax._processes import Processes
 from stowax._runtime import Runtime, default_runtime, on_worker
 from stowax._stores._base import Store
 from stowax._stores._open import open_store
-from stowax._tasks import tell
+from stowax._tasks import noting, tell
 from stowax.errors import (
     DeadlineError,
     HandlerError,
@@ -181,14 +181,7 @@ class Operation:
         Raises:
             DeadlineError: It took longer.
         """
-        limit = asyncio.timeout_at(self.deadline)
-        try:
-            async with limit:
-                return await work
-        except Exception as error:
-            if not limit.expired():
-                raise
-            raise self.late() from error
+        return await _within(asyncio.timeout_at(self.deadline), work, self.late)
 
     def late(self) -> DeadlineError:
         """The error for an operation that took too long."""
@@ -495,13 +488,19 @@ async def in_time(
         DeadlineError: It took longer.
     """
     limit = asyncio.timeout(settings.timeout_secs)
-    try:
-        async with limit:
-            return await work()
-    except TimeoutError as error:
-        if not limit.expired():
-            raise
-        raise _too_late(what, settings) from error
+    return await _within(limit, work(), lambda: _too_late(what, settings))
+
+
+def drive_in_time(
+    work: Callable[[], Coroutine[Any, Any, T]], settings: Settings, what: str
+) -> T:
+    """Does the same on the thread of the caller, and notes in errors what it was for.
+
+    Raises:
+        Exception: See `in_time`; and what `work` raises.
+    """
+    with noting(f"in the {what}"):
+        return runtime_of(settings).drive(in_time(work, settings, what))
 
 
 def guest_in_time(
@@ -527,6 +526,18 @@ def guest_in_time(
 
     runtime.submit(watch())
     return future
+
+
+async def _within(
+    limit: asyncio.Timeout, work: Awaitable[T], late: Callable[[], DeadlineError]
+) -> T:
+    try:
+        async with limit:
+            return await work
+    except Exception as error:  # Guests may wrap a cancellation in errors of their own.
+        if not limit.expired():
+            raise
+        raise late() from error
 
 
 def _too_late(what: str, settings: Settings) -> DeadlineError:

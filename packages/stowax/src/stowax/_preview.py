@@ -11,7 +11,7 @@ from stowax._leaves._registry import Leaves
 from stowax._load import AUTO
 from stowax._metadata import CheckpointMetadata
 from stowax._named_tree import NamedTree, read_tree
-from stowax._operation import absolute, in_time, runtime_of
+from stowax._operation import absolute, drive_in_time
 from stowax._plan._preview import LoadPreview
 
 
@@ -74,5 +74,4 @@ def preview_load(
     async def read() -> LoadPreview:
         return await read_tree(location, settings, checkpointable_name, plan)
 
-    work = in_time(read, settings, f"preview of {location}")
-    return runtime_of(settings).drive(work)
+    return drive_in_time(read, settings, f"preview of {location}")

@@ -22,7 +22,7 @@ async def run_all(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]
-    except BaseExceptionGroup as failures:
+    except BaseExceptionGroup as failures:  # The group's own form; one goes on alone.
         first = _first_of(_leaves(failures))
         raise first from first.__cause__
     return [task.result() for task in tasks]

@@ -560,3 +560,19 @@ def test_suite_of_the_page(tmp_path):
 
     assert ran.returncode == 0, ran.stdout
     assert "passed" in ran.stdout
+
+
+def test_class_that_takes_arguments(tmp_path):
+    """A class that cannot be made without arguments is refused by name."""
+
+    class Scaled:
+        def __init__(self, scale):
+            self.scale = scale
+
+    context = stowax.Context()
+    context.pytree.leaf_handlers = (Scaled,)
+
+    with context, pytest.raises(HandlerError, match=r"Scaled.*give an instance"):
+        stowax.save(tmp_path / "c", {"a": 1})
+
+    assert list(tmp_path.iterdir()) == []

@@ -72,7 +72,7 @@ class Leaves:
     """
 
     def __init__(self, handlers: Sequence[Any] = ()) -> None:
-        taught = [each() if isinstance(each, type) else each for each in handlers]
+        taught = list(map(_made, handlers))
         _check_handlers(taught)
         self._taught = cast("tuple[LeafHandler[Any], ...]", tuple(reversed(taught)))
         self._by_typestr = {each.typestr: each for each in self._taught}
@@ -227,6 +227,23 @@ def _for_target(target: Any) -> StandardLeaf | None:
 
 
 # --- the kinds that are taught --------------------------------------------------------
+
+
+def _made(handler: Any) -> Any:
+    """The handler, of a class an instance.
+
+    Raises:
+        HandlerError: It cannot be made without arguments.
+    """
+    if not isinstance(handler, type):
+        return handler
+    try:
+        return handler()
+    except TypeError as error:
+        raise HandlerError(
+            f"{handler.__qualname__} in `PyTreeOptions.leaf_handlers` cannot be made "
+            f"without arguments ({error}); give an instance"
+        ) from error
 
 
 def _check_handlers(handlers: Sequence[Any]) -> None:
