@@ -166,6 +166,8 @@ def test_every_damaged_byte_is_found(data, decode):
         {"leaves": [{"kind": "scalar", "shape": [3], "chunk": [0]}]},
         {"leaves": [{"kind": "scalar", "shape": [3], "chunk": []}]},
         {"leaves": [{"kind": "scalar", "codec": "lzma"}]},
+        {"leaves": [{"kind": "jax.Array", "dtype": "int8", "sharding": [1]}]},
+        {"leaves": [{"kind": "jax.Array", "dtype": "uint32", "prng": 3}]},
         {"leaves": [{"kind": "integer", "text": "12"}]},
         {"leaves": [{"kind": "integer"}]},
         {"leaves": [{"kind": "bytes", "dtype": "int8", "shape": [1], "chunk": [1]}]},

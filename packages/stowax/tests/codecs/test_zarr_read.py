@@ -102,6 +102,8 @@ def test_dtypes_that_cannot_be_loaded(dtype):
         (3, {"shape": [6]}),
         (3, {"shape": [-1, 4]}),
         (3, {"shape": [6.0, 4]}),
+        (3, {"shape": [2**62, 4]}),
+        (3, {"shape": [0, 2**63]}),
         (3, {"shape": 6}),
         (3, {"chunk_grid": {}}),
         (3, {"chunk_grid": None}),

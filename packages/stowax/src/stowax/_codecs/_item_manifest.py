@@ -298,6 +298,10 @@ def _leaf_from_json(document: Mapping[str, Any], path: Any) -> LeafEntry:
     )
     if len(entry.chunk_shape) != len(entry.shape) or 0 in entry.chunk_shape:
         raise ValueError(f"leaf {entry.name!r} has chunks {entry.chunk_shape}")
+    if not isinstance(entry.sharding, dict | None):
+        raise ValueError(f"leaf {entry.name!r} has the sharding {entry.sharding!r:.80}")
+    if not isinstance(entry.prng_impl, str | None):
+        raise ValueError(f"leaf {entry.name!r} is of keys {entry.prng_impl!r:.80}")
     if entry.codec is not None and entry.codec not in CODECS:
         raise ValueError(f"leaf {entry.name!r} has the unknown codec {entry.codec!r}")
     if entry.kind == "integer" and not _INTEGER.fullmatch(entry.text or ""):

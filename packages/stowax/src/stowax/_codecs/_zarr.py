@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
@@ -24,6 +26,7 @@ from stowax.errors import UnsupportedLeafError
 __all__ = [
     "TRAILER_BYTES",
     "array_document",
+    "check_extents",
     "chunk_key",
     "dtype_from_name",
     "dtype_name",
@@ -56,6 +59,10 @@ _DTYPES = {
     # Versions of ml_dtypes differ in the smallest types.
     if hasattr(ml_dtypes, name)
 }
+# What NumPy allows.
+_MOST_AXES = 64
+_MOST_BYTES = 2**63 - 1
+
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -141,6 +148,17 @@ def array_document(
         "zarr_format": 3,
     }
     return json.dumps(document, separators=(",", ":"), sort_keys=True).encode("ascii")
+
+
+def check_extents(shape: Sequence[int], itemsize: int) -> None:
+    """Refuses shapes that no array can have, even if it is empty.
+
+    Raises:
+        ValueError: Says the shape.
+    """
+    size_bytes = math.prod(max(1, extent) for extent in shape) * itemsize
+    if len(shape) > _MOST_AXES or size_bytes > _MOST_BYTES:
+        raise ValueError(f"the shape {list(shape)}, which no array has")
 
 
 def chunk_key(grid_index: tuple[int, ...]) -> str:

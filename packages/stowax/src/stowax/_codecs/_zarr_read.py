@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stowax._codecs._zarr import dtype_from_name, dtype_name
+from stowax._codecs._zarr import check_extents, dtype_from_name, dtype_name
 from stowax.errors import (
     CorruptCheckpointError,
     InvalidLayoutError,
@@ -59,6 +59,9 @@ def decode_array_document(data: bytes, version: ZarrVersion) -> ArrayFacts:
         recorded = document["data_type" if version == 3 else "dtype"]
         shape = _extents(document["shape"])
         chunk_shape = _extents(_chunks(document, version))
+        for extents in (shape, chunk_shape):
+            # Of the dtype, which is looked at later, an element takes a byte at least.
+            check_extents(extents, 1)
         if len(chunk_shape) != len(shape):
             raise ValueError(f"chunks {list(chunk_shape)} of an array {list(shape)}")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

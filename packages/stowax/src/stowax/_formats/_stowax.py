@@ -31,7 +31,7 @@ from stowax._codecs._item_manifest import (
     digest,
     encode_digests,
 )
-from stowax._codecs._zarr import dtype_from_name
+from stowax._codecs._zarr import check_extents, dtype_from_name
 from stowax._engine import ChunkSource
 from stowax._formats import _orbax_json
 from stowax._formats._base import Layout, OpenCheckpoint, TreeItem
@@ -45,10 +45,6 @@ MANIFEST = "stowax.manifest"
 PART_PREFIX = "stowax.chunks."
 PROCESS_PREFIX = "ocdbt.process_"
 """Begin of the data area of a process; Orbax looks for the same."""
-
-# What NumPy allows.
-_MOST_AXES = 64
-_MOST_BYTES = 2**63 - 1
 
 _ADVICE = (
     "It is damaged, or was changed after it was saved (by deleting an item with Orbax, "
@@ -304,16 +300,15 @@ def _check_leaves(leaves: Sequence[LeafEntry], tables: Sequence[ChunkTable]) -> 
 
 
 def _check_extents(leaf: LeafEntry) -> None:
-    """Refuses shapes that no array can have, even if it is empty.
+    """Refuses shapes that no array can have.
 
     Raises:
         CorruptCheckpointError: Names the leaf.
     """
-    size = math.prod(max(1, extent) for extent in leaf.shape)
-    if len(leaf.shape) > _MOST_AXES or size * _itemsize(leaf) > _MOST_BYTES:
-        raise CorruptCheckpointError(
-            f"leaf {leaf.name!r} has the shape {list(leaf.shape)}, which no array has"
-        )
+    try:
+        check_extents(leaf.shape, _itemsize(leaf))
+    except ValueError as error:
+        raise CorruptCheckpointError(f"leaf {leaf.name!r} has {error}") from error
 
 
 def _stored_bytes(leaf: LeafEntry) -> tuple[int, int]:
