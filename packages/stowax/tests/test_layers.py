@@ -73,6 +73,7 @@ LAYERS = {
     "_load": 8,
     "_load_leaf": 8,
     "_named_tree": 8,
+    "_opened": 8,
     "_preview": 8,
     "_save": 8,
     # faces

@@ -36,13 +36,13 @@ from stowax._handlers._base import StatefulCheckpointable as StatefulCheckpointa
 from stowax._inspect import checkpointables_metadata as checkpointables_metadata
 from stowax._inspect import is_orbax_checkpoint as is_orbax_checkpoint
 from stowax._inspect import metadata as metadata
-from stowax._load import OpaqueCheckpointable as OpaqueCheckpointable
 from stowax._load import load as load
 from stowax._load import load_async as load_async
 from stowax._load import load_checkpointables as load_checkpointables
 from stowax._load import load_checkpointables_async as load_checkpointables_async
 from stowax._load_leaf import load_leaf as load_leaf
 from stowax._metadata import CheckpointMetadata as CheckpointMetadata
+from stowax._opened import OpaqueCheckpointable as OpaqueCheckpointable
 from stowax._plan._preview import LeafPreview as LeafPreview
 from stowax._plan._preview import LoadPreview as LoadPreview
 from stowax._preview import preview_load as preview_load

@@ -12,15 +12,15 @@ from stowax._handlers._base import OwnHandler
 from stowax._handlers._registry import Handlers
 from stowax._item_read import metadata_tree
 from stowax._item_types import shown_types
-from stowax._load import (
+from stowax._metadata import CheckpointMetadata
+from stowax._named_tree import NamedTree, read_tree
+from stowax._opened import (
     AUTO,
     describe,
     guest_directory,
     item_kinds,
     unless_replaced,
 )
-from stowax._metadata import CheckpointMetadata
-from stowax._named_tree import NamedTree, read_tree
 from stowax._operation import (
     Operation,
     OperationPath,

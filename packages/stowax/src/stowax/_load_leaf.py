@@ -10,9 +10,9 @@ from stowax._context import Settings, check_supported, current_settings
 from stowax._item_leaf import ANYTHING, LeafFit, plan_leaf
 from stowax._keypath import at_leaf
 from stowax._leaves._registry import Leaves
-from stowax._load import AUTO
 from stowax._manifest import LeafEntry
 from stowax._named_tree import NamedTree, read_tree
+from stowax._opened import AUTO
 from stowax._operation import absolute, drive_in_time
 from stowax._plan._index import view_of
 from stowax._plan._match import near_name

@@ -8,9 +8,9 @@ from stowax._caller import in_mesh
 from stowax._context import check_supported, current_settings
 from stowax._item_read import plan_load
 from stowax._leaves._registry import Leaves
-from stowax._load import AUTO
 from stowax._metadata import CheckpointMetadata
 from stowax._named_tree import NamedTree, read_tree
+from stowax._opened import AUTO
 from stowax._operation import absolute, drive_in_time
 from stowax._plan._preview import LoadPreview
 

@@ -21,8 +21,9 @@ from stowax._custom_metadata import json_object
 from stowax._delete import refuse_name
 from stowax._handlers._registry import STATE_NAME
 from stowax._inspect import checkpointables_metadata, metadata
-from stowax._load import AUTO, load, load_checkpointables
+from stowax._load import load, load_checkpointables
 from stowax._metadata import CheckpointMetadata as AnyMetadata
+from stowax._opened import AUTO
 from stowax._response import AsyncResponse
 from stowax.errors import UnsupportedOptionError
 from stowax.training._pending import Pending
