@@ -43,8 +43,8 @@ from stowax._load import load_checkpointables_async as load_checkpointables_asyn
 from stowax._load_leaf import load_leaf as load_leaf
 from stowax._metadata import CheckpointMetadata as CheckpointMetadata
 from stowax._opened import OpaqueCheckpointable as OpaqueCheckpointable
-from stowax._plan._preview import LeafPreview as LeafPreview
-from stowax._plan._preview import LoadPreview as LoadPreview
+from stowax._plan._rows import LeafPreview as LeafPreview
+from stowax._plan._rows import LoadPreview as LoadPreview
 from stowax._preview import preview_load as preview_load
 from stowax._public import claim as _claim
 from stowax._response import AsyncResponse as AsyncResponse

@@ -32,7 +32,7 @@ from stowax._leaves._registry import Leaves, kind_of_target
 from stowax._manifest import TEXT_KINDS, LeafEntry
 from stowax._plan._cast import convert, loss
 from stowax._plan._index import View
-from stowax._plan._preview import Cause, LeafPreview, Outcome
+from stowax._plan._rows import Cause, LeafPreview, Outcome
 from stowax._processes import Processes
 from stowax._transfer import allocate
 from stowax.errors import UnsupportedLeafError

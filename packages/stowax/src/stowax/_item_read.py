@@ -28,8 +28,8 @@ from stowax._plan._match import (
     other_keys,
     roles_below,
 )
-from stowax._plan._preview import AskedBy, LeafPreview, LoadPreview
 from stowax._plan._rename import Rules
+from stowax._plan._rows import AskedBy, LeafPreview, LoadPreview
 from stowax._plan._select import select, show_unused
 from stowax._processes import Processes
 from stowax.errors import UnsupportedLeafError

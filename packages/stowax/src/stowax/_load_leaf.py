@@ -16,7 +16,7 @@ from stowax._opened import AUTO
 from stowax._operation import absolute, drive_in_time
 from stowax._plan._index import view_of
 from stowax._plan._match import near_name
-from stowax._plan._preview import LoadPreview
+from stowax._plan._rows import LoadPreview
 from stowax.errors import InvalidNameError, LeafIndexError, LeafNotFoundError
 
 

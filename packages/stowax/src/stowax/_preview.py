@@ -12,7 +12,7 @@ from stowax._metadata import CheckpointMetadata
 from stowax._named_tree import NamedTree, read_tree
 from stowax._opened import AUTO
 from stowax._operation import absolute, drive_in_time
-from stowax._plan._preview import LoadPreview
+from stowax._plan._rows import LoadPreview
 
 
 def preview_load(
