@@ -17,7 +17,8 @@ from golden_cases import GOLDEN, all_cases, compare, load_case
 
 import stowax
 from stowax._formats._detect import open_checkpoint
-from stowax._formats._orbax_json import decode_documents, encode_documents
+from stowax._formats._orbax_tree_read import decode_documents
+from stowax._formats._orbax_tree_write import encode_documents
 from stowax._stores._local import LocalStore
 from stowax.errors import (
     CheckpointNotFoundError,

@@ -32,7 +32,8 @@ from stowax._codecs._ocdbt_write import encode_database
 from stowax._codecs._zarr import TRAILER_BYTES, array_document, chunk_key, dtype_name
 from stowax._context import SaveSettings
 from stowax._engine import write_chunks
-from stowax._formats import _orbax_json
+from stowax._formats._orbax_strings import check_string_names
+from stowax._formats._orbax_tree_write import encode_documents
 from stowax._formats._stowax import MANIFEST, PART_PREFIX, PROCESS_PREFIX
 from stowax._keypath import (
     FlatTree,
@@ -102,7 +103,7 @@ def stage_item(
     flat = flatten(tree, leaves.takes_value)
     check_names(flat.root)
     encoded, described = _describe(flat, leaves, processes)
-    _orbax_json.check_string_names(
+    check_string_names(
         [n for n, d in zip(flat.names, described, strict=True) if d.text is not None]
     )
     storages = plan_storage(flat, described, saving)
@@ -317,7 +318,7 @@ def _completion(
     manifest = Manifest(root=staged.root, leaves=staged.entries, chunks=tables)
     if len(told) > 1:
         _check_alike(manifest, directory, [message[:head_bytes] for message in told])
-    documents = _orbax_json.encode_documents(
+    documents = encode_documents(
         manifest,
         process_count=len(parts),
         manifest_name=MANIFEST,

@@ -13,15 +13,15 @@ from orbax.checkpoint import v1 as orbax
 from stowax import _sharding
 from stowax._formats import _orbax_json as documents
 from stowax._formats._orbax_json import (
-    check_string_names,
     decode_deletion,
-    decode_documents,
     decode_json,
     decode_root,
-    encode_documents,
     encode_root,
     item_kind,
 )
+from stowax._formats._orbax_strings import check_string_names
+from stowax._formats._orbax_tree_read import decode_documents
+from stowax._formats._orbax_tree_write import encode_documents
 from stowax._keypath import check_names, flatten
 from stowax._manifest import LeafEntry, Manifest
 from stowax.errors import (

@@ -22,10 +22,10 @@ from stowax._formats._orbax_json import (
     UNFINISHED_MARK,
     RootDocument,
     decode_deletion,
-    decode_documents,
     decode_json,
     decode_root,
 )
+from stowax._formats._orbax_tree_read import decode_documents
 from stowax._manifest import Manifest
 from stowax._runtime import on_worker
 from stowax._stores._base import Entry, Store, read_bytes

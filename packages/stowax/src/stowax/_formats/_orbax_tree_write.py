@@ -1,0 +1,200 @@
+"""The documents of a tree item as Orbax has them: values to bytes.
+
+Pure: no files are touched here.  `_METADATA` lists every leaf and every empty
+container, `_sharding` the shardings of `jax.Array` leaves, `_strings.json` the values
+of strings, and `array_metadatas/process_<i>` which arrays are typed PRNG keys.
+
+What is written is exactly what Orbax expects.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stowax._formats._base import ITEM_DOCUMENT
+from stowax._formats._orbax_json import (
+    ARRAYS_DIRECTORY,
+    BY_NAME,
+    BY_POSITION,
+    OUR_KEY,
+    RICH_KEY,
+    SHARDING_DOCUMENT,
+    STRINGS_DOCUMENT,
+)
+from stowax._formats._orbax_rich import encode_rich
+from stowax._formats._orbax_strings import is_pointer, nest
+from stowax._keypath import Kind, Node, walk
+from stowax._manifest import LeafEntry, Manifest
+from stowax.errors import UnsupportedLeafError
+
+_VALUE_TYPE_OF_EMPTY: Mapping[Kind, str] = {
+    "dict": "Dict",
+    "list": "List",
+    "tuple": "Tuple",
+}
+"""Other childless nodes are stored as `None`, and come back as None."""
+
+
+def encode_documents(
+    manifest: Manifest,
+    *,
+    process_count: int,
+    manifest_name: str | None,
+    rich_types: bool = False,
+    array_metadata: bool = True,
+) -> dict[str, bytes]:
+    """Every document of a tree item, by path relative to the item's directory.
+
+    Args:
+        manifest: What the item contains; its chunk tables are not looked at.
+        process_count: Number of processes that wrote the item.
+        manifest_name: File name of the integrity manifest, if there is one.
+        rich_types: Whether `_METADATA` tells tuples and NamedTuples, too.
+        array_metadata: Whether `array_metadatas` is among them.
+
+    Raises:
+        KeyPathCollisionError: Two strings cannot both stand in `_strings.json`.
+        UnsupportedLeafError: A name or a string holds half of a surrogate pair.
+    """
+    documents = {
+        ITEM_DOCUMENT: _encode_metadata(manifest, manifest_name, rich_types=rich_types)
+    }
+    arrays = [leaf for leaf in manifest.leaves if leaf.kind == "jax.Array"]
+    if any(leaf.sharding is not None for leaf in arrays):
+        documents[SHARDING_DOCUMENT] = _encode_shardings(arrays)
+    strings = {
+        leaf.name: leaf.text for leaf in manifest.leaves if leaf.text is not None
+    }
+    if strings:
+        documents[STRINGS_DOCUMENT] = _encode_strings(strings)
+    if arrays and array_metadata:
+        data = _encode_arrays(arrays)
+        for index in range(process_count):
+            documents[f"{ARRAYS_DIRECTORY}/process_{index}"] = data
+    return documents
+
+
+def _encode_metadata(
+    manifest: Manifest, manifest_name: str | None, *, rich_types: bool
+) -> bytes:
+    def describe(node: Node) -> dict[str, Any]:
+        if node.kind == "leaf":
+            return _describe_leaf(manifest.leaves[node.leaf])
+        value_type = _VALUE_TYPE_OF_EMPTY.get(node.kind, "None")
+        if rich_types and node.kind == "namedtuple":
+            value_type = "NamedTuple"
+        return {"value_type": value_type, "skip_deserialize": True}
+
+    entries = {}
+    for path, node in walk(manifest.root):
+        texts = tuple(key.text for key in path)
+        value = describe(node)
+        keys = [
+            {"key": key.text, "key_type": BY_NAME if key.is_named else BY_POSITION}
+            for key in path
+        ]
+        entries[repr(texts)] = {"key_metadata": keys, "value_metadata": value}
+    document: dict[str, Any] = {
+        "tree_metadata": entries,
+        "use_ocdbt": True,
+        "use_zarr3": True,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }
+    if manifest_name is not None:
+        document[OUR_KEY] = {"manifest": manifest_name}
+    if rich_types:
+        document[RICH_KEY] = encode_rich(manifest.root, describe)
+    return json.dumps(document).encode()
+
+
+def _describe_leaf(leaf: LeafEntry) -> dict[str, Any]:
+    if leaf.text is not None and not is_pointer(leaf.name):
+        # Orbax would fail at its name, and with it the whole load.
+        return {"value_type": "None", "skip_deserialize": True}
+    value: dict[str, Any] = {"value_type": _value_type(leaf), "skip_deserialize": False}
+    if leaf.kind == "jax.Array":
+        value["write_shape"] = _write_shape(leaf)
+    return value
+
+
+def _value_type(leaf: LeafEntry) -> str:
+    """What Orbax takes the leaf for: it has fewer kinds."""
+    if leaf.kind == "integer":
+        return "string"
+    # A complex scalar makes its `metadata` of the whole tree None.
+    is_complex = leaf.kind == "scalar" and (leaf.dtype or "").startswith("complex")
+    return "np.ndarray" if is_complex or leaf.kind == "bytes" else leaf.kind
+
+
+def _write_shape(leaf: LeafEntry) -> list[int]:
+    shape = leaf.shape if leaf.write_shape is None else leaf.write_shape
+    return [max(1, extent) for extent in shape]
+
+
+def _encode_shardings(arrays: Sequence[LeafEntry]) -> bytes:
+    # Leaves share few shardings, and a big mesh makes a long text: say each one once.
+    texts: dict[tuple[int, bool], str] = {}
+    document = {}
+    for leaf in arrays:
+        if leaf.sharding is None:
+            continue
+        is_key = leaf.prng_impl is not None
+        known = (id(leaf.sharding), is_key)
+        if known not in texts:
+            sharding = _of_key_data(leaf.sharding) if is_key else leaf.sharding
+            texts[known] = json.dumps(dict(sharding))
+        name = base64.urlsafe_b64encode(_utf8(leaf.name, leaf.name)).decode()
+        document[name] = texts[known]
+    return _compact(document)
+
+
+def _of_key_data(sharding: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The sharding of the data of PRNG keys, which has one more, unsharded, axis."""
+    if "partition_spec" not in sharding:
+        return sharding
+    return {**sharding, "partition_spec": [*sharding["partition_spec"], None]}
+
+
+def _encode_strings(strings: Mapping[str, str]) -> bytes:
+    for name, text in strings.items():
+        _utf8(text, name)
+        _utf8(name, name)
+    return _compact(nest(strings))
+
+
+def _encode_arrays(arrays: Sequence[LeafEntry]) -> bytes:
+    entries = []
+    for leaf in arrays:
+        extra = None
+        if leaf.prng_impl is not None:
+            extra = {"random_key_impl": leaf.prng_impl}
+        entry = {
+            "param_name": leaf.name,
+            "write_shape": _write_shape(leaf),
+            "chunk_shape": list(leaf.chunk_shape),
+            "ext_metadata": extra,
+        }
+        entries.append({"array_metadata": entry})
+    return json.dumps({"array_metadatas": entries}).encode()
+
+
+def _compact(document: Mapping[str, Any]) -> bytes:
+    # The peer writes these two through TensorStore: compact, sorted, raw UTF-8.
+    return json.dumps(
+        document, ensure_ascii=False, separators=(",", ":"), sort_keys=True
+    ).encode()
+
+
+def _utf8(text: str, name: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UnsupportedLeafError(
+            f"The leaf {name!r} cannot be saved: {error.object[error.start]!r} at "
+            f"character {error.start} of {'its name' if text is name else 'its value'} "
+            "is half of a surrogate pair, which no text file can hold."
+        ) from None
