@@ -1,6 +1,7 @@
 """The background loop, its workers, guests, and the end of the interpreter."""
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import signal
@@ -308,6 +309,30 @@ def test_close_ends_all_threads():
 
     assert {"stowax-loop", "stowax-worker-0", "stowax-worker-2"} <= while_open
     assert set(threading.enumerate()) == before
+
+
+def test_close_lets_nobody_wait():
+    """A call that races `close` from another thread ends, or is refused."""
+
+    def call_until_refused(runtime):
+        call = name_of_thread()
+        with contextlib.suppress(RuntimeError):
+            while runtime.run(call):
+                call = name_of_thread()
+
+    for _ in range(30):
+        runtime = Runtime()
+        callers = [
+            threading.Thread(target=call_until_refused, args=[runtime], daemon=True)
+            for _ in range(4)
+        ]
+        for caller in callers:
+            caller.start()
+        runtime.run(name_of_thread())
+        runtime.close()
+        for caller in callers:
+            caller.join(timeout=60)
+        assert not any(caller.is_alive() for caller in callers)
 
 
 def test_closed_runtime_refuses(runtime):

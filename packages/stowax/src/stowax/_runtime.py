@@ -254,6 +254,8 @@ class Runtime:
         self.finish()
         with self._lock:
             self._is_closed = True
+        self.finish()  # What another thread began just before.
+        with self._lock:
             loop, self._loop = self._loop, None
             thread, self._thread = self._thread, None
         if loop is None or thread is None:
@@ -282,9 +284,13 @@ class Runtime:
 
     def _begin(self, call: _Call[Any]) -> None:
         """Has the loop begin a call."""
-        # Known to the call before it can begin: see `give_up`.
-        call.loop = loop = self._started_loop()
-        loop.call_soon_threadsafe(call.begin)
+        loop = self._started_loop()
+        # Under the lock: `close` stops no loop between this question and the call.
+        with self._lock:
+            self._check_open()
+            # Known to the call before it can begin: see `give_up`.
+            call.loop = loop
+            loop.call_soon_threadsafe(call.begin)
 
     def _check_can_wait_for(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         try:
@@ -302,11 +308,14 @@ class Runtime:
                 " its own, or start processes with the 'spawn' method"
             )
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("the runtime is closed")
+
     def _started_loop(self) -> _Loop:
         self._check_process()
         with self._lock:
-            if self._is_closed:
-                raise RuntimeError("the runtime is closed")
+            self._check_open()
             if self._loop is None:
                 workers = _Workers("stowax-worker", self._worker_count)
                 workers.start()
