@@ -6,6 +6,7 @@ Planning takes no memory and reads nothing, so a dry run ends here.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ from stowax._plan._index import View
 from stowax._plan._rows import Cause, LeafPreview, Outcome
 from stowax._processes import Processes
 from stowax._transfer import allocate
-from stowax.errors import UnsupportedLeafError
+from stowax.errors import HostMemoryError, UnsupportedLeafError
 
 ANYTHING: Any = object()
 """The target where the caller asked for nothing in particular."""
@@ -61,11 +62,18 @@ class LeafPlan:
         return None if self.entry.dtype is None else dtype_from_name(self.entry.dtype)
 
     def begin(self) -> BegunLeaf:
-        """Takes the memory that is to be filled."""
+        """Takes the memory that is to be filled.
+
+        Raises:
+            HostMemoryError: There is not enough of it.
+        """
         dtype = self.stored_dtype
-        parts = (
-            [] if dtype is None else [self._part(b, dtype) for b in self.wanted.boxes]
-        )
+        with at_leaf(self.entry.name):
+            parts = (
+                []
+                if dtype is None
+                else [self._part(b, dtype) for b in self.wanted.boxes]
+            )
         return BegunLeaf(plan=self, parts=parts)
 
     def _part(self, box: Box, dtype: np.dtype) -> _Part:
@@ -74,7 +82,7 @@ class LeafPlan:
         if inner is None:
             return _Part(box=box, inner=None, request=None)
         stored = inner if self.view is None else self.view.stored_box(inner)
-        out = allocate(stored.shape, dtype)
+        out = _memory(stored.shape, dtype)
         request = ReadRequest(leaf=self.position, box=stored, out=out)
         return _Part(box=box, inner=inner, request=request)
 
@@ -145,7 +153,7 @@ class BegunLeaf:
         if part.inner == part.box and dtype == stored:
             return read
         if part.inner == part.box:
-            made = allocate(part.box.shape, dtype)
+            made = _memory(part.box.shape, dtype)
         else:
             made = _zeros(part.box.shape, dtype)
         made[part.inner.within(part.box)] = convert(read, made.dtype)
@@ -308,8 +316,29 @@ def _may_pad(entry: LeafEntry, wanted: Wanted) -> bool:
     return len(wanted.shape) == len(entry.shape)
 
 
+def _memory(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Host memory for a part of a leaf.
+
+    A document can claim any shape, and a large array may well be meant for many hosts;
+    that there is memory for it is known only when it is taken.
+
+    Raises:
+        HostMemoryError: There is not enough.
+    """
+    try:
+        return allocate(shape, dtype)
+    except MemoryError as error:
+        size_bytes = math.prod(shape) * dtype.itemsize
+        raise HostMemoryError(
+            f"{dtype}{list(shape)} takes {size_bytes} bytes, which this host does not "
+            "have; ask for it with a sharding over more devices or processes, load a "
+            "slice with `load_leaf(path, name, index=...)`, or leave it out with "
+            "`PLACEHOLDER`"
+        ) from error
+
+
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    zeros = allocate(shape, dtype)
+    zeros = _memory(shape, dtype)
     # By bytes: some dtypes of ml_dtypes cannot be assigned a Python number.
     zeros.reshape(-1).view(np.uint8)[...] = 0
     return zeros

@@ -31,6 +31,7 @@ handle the other:
     ├── ProcessesError               (RuntimeError)
     │   ├── PeerFailedError
     │   └── DeadlineError            (TimeoutError)
+    ├── HostMemoryError              (MemoryError)
     ├── ContextInUseError            (RuntimeError)
     ├── RunningLoopError             (RuntimeError)
     └── UnsupportedOptionError       (ValueError)
@@ -55,6 +56,7 @@ __all__ = [
     "DeletedArrayError",
     "HandlerError",
     "HandlerNotFoundError",
+    "HostMemoryError",
     "InvalidLayoutError",
     "InvalidMetadataError",
     "InvalidNameError",
@@ -213,6 +215,10 @@ class PeerFailedError(ProcessesError):
 
 class DeadlineError(ProcessesError, TimeoutError):
     """An operation, or a wait for other processes, took longer than allowed."""
+
+
+class HostMemoryError(StowaxError, MemoryError):
+    """The host has no memory for a leaf that is to be loaded; nothing was loaded."""
 
 
 class ContextInUseError(StowaxError, RuntimeError):

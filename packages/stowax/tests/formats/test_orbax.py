@@ -17,7 +17,11 @@ from stowax._formats._orbax import OrbaxV1Format
 from stowax._formats._orbax_item import open_tree
 from stowax._formats._orbax_v0 import OrbaxV0Format
 from stowax._stores._local import LocalStore
-from stowax.errors import CorruptCheckpointError, InvalidLayoutError
+from stowax.errors import (
+    CorruptCheckpointError,
+    HostMemoryError,
+    InvalidLayoutError,
+)
 from stowax.testing._memory_store import MemoryStore
 
 V1 = OrbaxV1Format()
@@ -308,3 +312,24 @@ def test_tree_without_its_documents_is_not_passed_over(tmp_path):
 
     with pytest.raises(InvalidLayoutError, match="state has no _METADATA"):
         stowax.load(path)
+
+
+def test_more_than_the_host_has_memory_for(tmp_path):
+    """An array that no host can hold is named, with its size and the way out."""
+    path = shutil.copytree(
+        GOLDEN / "v1_zarr3_files/checkpoint", tmp_path / "checkpoint"
+    )
+    shape = json.loads((path / "state/w/zarr.json").read_text())["shape"]
+    huge = [10**15, *shape[1:]]
+    _edit(path / "state/w/zarr.json", shape=huge)
+
+    with pytest.raises(HostMemoryError, match="load_leaf") as caught:
+        stowax.load(path)
+
+    assert isinstance(caught.value, MemoryError)
+    size_bytes = 10**15 * 4 * int(np.prod(shape[1:]))
+    assert "leaf 'w': " in str(caught.value)
+    assert str(huge) in str(caught.value)
+    assert f"{size_bytes} bytes" in str(caught.value)
+    index = (slice(0, 1),) * len(shape)
+    assert stowax.load_leaf(path, "w", index=index).shape == (1,) * len(shape)
