@@ -7,6 +7,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from sample_trees import bits, differences
 
 import stowax
@@ -21,6 +22,7 @@ from stowax.errors import (
 )
 from stowax.handlers import (
     JsonHandler,
+    ProtoHandler,
     PyTreeHandler,
     local_registry,
 )
@@ -380,6 +382,99 @@ class TestJson:
             stowax.save_checkpointables(tmp_path / "c", {"config": {"a": object()}})
 
         assert list(tmp_path.iterdir()) == []
+
+
+class SortedJsonHandler(JsonHandler):
+    """A user's subclass with plain file calls, as any handler of theirs."""
+
+    async def save(self, directory, checkpointable):
+        text = json.dumps(checkpointable, sort_keys=True)
+
+        async def write():
+            (await directory.await_creation() / "sorted.json").write_text(text)
+
+        return write()
+
+    async def load(self, directory, abstract_checkpointable=None):
+        assert abstract_checkpointable is None
+
+        async def read():
+            return json.loads((directory / "sorted.json").read_text())
+
+        return read()
+
+    async def metadata(self, directory):
+        return len((directory / "sorted.json").read_text())
+
+
+class CountingJsonHandler(JsonHandler):
+    """A subclass that adds something, and leaves the rest to ours."""
+
+    calls = ()
+
+    async def load(self, directory, abstract_checkpointable=None):
+        type(self).calls = (*self.calls, str(directory))
+        return await super().load(directory, abstract_checkpointable)
+
+
+class AnyProtoHandler(ProtoHandler):
+    """A subclass that needs no target."""
+
+    async def load(self, directory, abstract_checkpointable=None):
+        return await super().load(directory, abstract_checkpointable or Duration)
+
+
+class TestSubclass:
+    def test_overridden_methods_are_a_guests(self, place):
+        """What a subclass of ours overrides gets paths, and is driven as a guest."""
+        options = CheckpointablesOptions.create_with_handlers(config=SortedJsonHandler)
+
+        with place.context(checkpointables=options):
+            stowax.save_checkpointables(place / "c", {"config": {"b": 1, "a": [2]}})
+            loaded = stowax.load_checkpointables(place / "c")
+            told = stowax.checkpointables_metadata(place / "c").metadata
+
+        assert loaded == {"config": {"b": 1, "a": [2]}}
+        assert told == {"config": len('{"a": [2], "b": 1}')}
+
+    def test_inherited_methods_are_ours(self, place):
+        """A subclass may hand what it was given to our method."""
+        options = CheckpointablesOptions.create_with_handlers(
+            config=CountingJsonHandler
+        )
+
+        with place.context(checkpointables=options):
+            stowax.save_checkpointables(place / "c", {"config": {"a": 1}})
+            loaded = stowax.load_checkpointables(place / "c")
+
+        assert loaded == {"config": {"a": 1}}
+        assert len(CountingJsonHandler.calls) > 0
+        # Its files are those of a JSON value, whoever loads them.
+        with place.context():
+            assert stowax.load_checkpointables(place / "c") == loaded
+
+    def test_own_load_needs_no_target(self, place):
+        """Whether a load has to be told what is up to the `load` that is called."""
+        options = CheckpointablesOptions.create_with_handlers(AnyProtoHandler)
+
+        with place.context(checkpointables=options):
+            stowax.save_checkpointables(place / "c", {"limit": Duration(seconds=90)})
+            loaded = stowax.load_checkpointables(place / "c")
+
+        assert loaded["limit"].seconds == 90
+
+    @pytest.mark.parametrize(
+        ("handler", "expected"),
+        [
+            (JsonHandler, JsonHandler.typestr),
+            (CountingJsonHandler(), JsonHandler.typestr),
+            (SortedJsonHandler, f"{__name__}.SortedJsonHandler"),
+            (SortedJsonHandler(), f"{__name__}.SortedJsonHandler"),
+        ],
+    )
+    def test_recorded_name(self, handler, expected):
+        """A checkpoint records ours for files that ours wrote, and for no others."""
+        assert typestr_of(handler) == expected
 
 
 class TestPyTreeHandlerAlone:

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from stowax._context import Settings, check_supported, current_settings
 from stowax._formats._base import OpenCheckpoint
-from stowax._handlers._base import OwnHandler
+from stowax._handlers._base import is_own
 from stowax._handlers._registry import Handlers
 from stowax._item_read import metadata_tree
 from stowax._item_types import shown_types
@@ -165,7 +165,7 @@ async def _metadata_by(handler: Any, operation: Operation, directory: str) -> An
     if handler is None:
         return _UNTOLD
     try:
-        if isinstance(handler, OwnHandler):
+        if is_own(handler, "metadata"):
             return await handler.metadata(OperationPath(operation, directory))
         async with guest_directory(operation, directory) as local:
             return await _await(handler.metadata(local))

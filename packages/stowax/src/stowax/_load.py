@@ -11,7 +11,7 @@ from typing import Any
 from stowax._caller import as_caller, on_behalf
 from stowax._context import Settings, check_supported, current_settings
 from stowax._formats._base import OpenCheckpoint
-from stowax._handlers._base import OwnHandler, check_awaitable
+from stowax._handlers._base import check_awaitable, is_own
 from stowax._handlers._pytree import PyTreeHandler
 from stowax._handlers._registry import Handlers
 from stowax._metadata import CheckpointMetadata
@@ -298,7 +298,7 @@ async def _begin_item(
     directory = checkpoint.items[name]
     if handler is None:
         return describe(operation, directory, checkpoint.typestrs.get(name))
-    if isinstance(handler, OwnHandler):
+    if is_own(handler, "load"):
         return await handler.load(OperationPath(operation, directory), target)
     local = await directories.enter_async_context(guest_directory(operation, directory))
     first = check_awaitable(handler.load(local, target), handler, "load", phase=1)

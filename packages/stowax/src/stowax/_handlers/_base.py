@@ -23,6 +23,8 @@ from stowax.errors import HandlerError
 T = TypeVar("T")
 AbstractT = TypeVar("AbstractT")
 
+_PACKAGE = __name__.partition(".")[0]
+
 
 @runtime_checkable
 class PathAwaitingCreation(Protocol):
@@ -158,7 +160,8 @@ class OwnHandler:
 
     They work on stores instead of paths, take part in the operation that their
     directory carries, and never block a loop, so they are driven without a guest's
-    room.
+    room. That is said of what this library defines: a method that a subclass of a user
+    overrides is a guest's; see `is_own`.
     """
 
     typestr: ClassVar[str] = ""
@@ -187,6 +190,32 @@ class NeedsTarget:
 
     Of what they saved, a load of everything gives a description.
     """
+
+
+def is_own(handler: Any, name: str) -> bool:
+    """Whether a method, or attribute, of a handler is one of ours.
+
+    Of a user's subclass only what it inherits is.
+
+    Args:
+        handler: A class, or an instance.
+        name: Of the method.
+    """
+    return _is_ours(handler, name, OwnHandler)
+
+
+def needs_target(handler: Any) -> bool:
+    """Whether a handler, class or instance, can load nothing unless told what."""
+    return _is_ours(handler, "load", NeedsTarget)
+
+
+def _is_ours(handler: Any, name: str, mark: type) -> bool:
+    cls = handler if isinstance(handler, type) else type(handler)
+    for each in cls.__mro__:
+        if name in vars(each):
+            is_here = each.__module__.partition(".")[0] == _PACKAGE
+            return is_here and issubclass(each, mark)
+    return False
 
 
 def check_awaitable(found: Any, owner: Any, verb: str, *, phase: int = 2) -> Any:

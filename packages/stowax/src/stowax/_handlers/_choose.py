@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stowax._formats._base import ItemKind
-from stowax._handlers._base import NeedsTarget, OwnHandler, StatefulCheckpointable
+from stowax._handlers._base import StatefulCheckpointable, is_own, needs_target
 from stowax.errors import HandlerError
 
 
@@ -57,9 +57,9 @@ class Candidate:
         self.name = name
         self.typestrs = (typestr_of(handler), *secondary_typestrs)
         cls = handler if isinstance(handler, type) else type(handler)
-        self.kind: ItemKind | None = cls.kind if issubclass(cls, OwnHandler) else None
+        self.kind: ItemKind | None = cls.kind if is_own(cls, "save") else None
         """What the files are that it writes; None: of a guest, only it knows."""
-        self.needs_target = issubclass(cls, NeedsTarget)
+        self.needs_target = needs_target(cls)
         """Whether it can load nothing unless told what."""
 
     @functools.cached_property
@@ -161,8 +161,12 @@ def saves_itself(value: Any) -> bool:
 def typestr_of(handler: Any) -> str:
     """The name under which a checkpoint records a handler, class or instance."""
     cls = handler if isinstance(handler, type) else type(handler)
-    own = getattr(handler, "typestr", None)
-    return own if isinstance(own, str) else f"{cls.__module__}.{cls.__qualname__}"
+    given = getattr(handler, "typestr", None)
+    # Who overrides `save` writes other files than those that our name stands for.
+    is_inherited = is_own(cls, "typestr") and not is_own(cls, "save")
+    if isinstance(given, str) and not is_inherited:
+        return given
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _untied(candidates: Sequence[Candidate]) -> list[Candidate]:
