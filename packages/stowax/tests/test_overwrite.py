@@ -1,9 +1,10 @@
 """What `overwrite=True` replaces, and what it leaves alone."""
 
+import numpy as np
 import pytest
 
 import stowax
-from stowax.errors import CheckpointExistsError
+from stowax.errors import CheckpointExistsError, InvalidArgumentError
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "0/notes.txt"])
@@ -63,3 +64,52 @@ def test_name_of_something_unfinished_is_refused(tmp_path, name):
         stowax.save(tmp_path / name, {"x": 1})
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "value", ["no", "", 0, 1, None, [], np.ones(1, bool)], ids=repr
+)
+@pytest.mark.parametrize("save", [stowax.save, stowax.save_async])
+def test_overwrite_that_is_no_flag_is_refused(place, save, value):
+    """Only True replaces, only False does not; "no" is a mistake that costs nothing."""
+    stowax.save(place / "c", {"x": 1})
+
+    with pytest.raises(InvalidArgumentError, match=r"`overwrite` is .*True or False"):
+        save(place / "c", {"x": 2}, overwrite=value)
+
+    assert stowax.load(place / "c") == {"x": 1}
+    assert issubclass(InvalidArgumentError, TypeError)
+
+
+def test_overwrite_may_be_a_flag_of_numpy(tmp_path):
+    """As options may."""
+    stowax.save(tmp_path / "c", {"x": 1})
+
+    stowax.save(tmp_path / "c", {"x": 2}, overwrite=np.bool_(True))
+
+    assert stowax.load(tmp_path / "c") == {"x": 2}
+
+
+@pytest.mark.parametrize("flags", [{"overwrite": "no"}, {"force": "no"}], ids=repr)
+def test_flags_of_a_checkpointer(tmp_path, flags):
+    """A training loop is told the same."""
+    with stowax.training.Checkpointer(tmp_path / "run") as checkpointer:
+        checkpointer.save(0, {"x": 1})
+        with pytest.raises(InvalidArgumentError, match=next(iter(flags))):
+            checkpointer.save(0, {"x": 2}, **flags)
+        with pytest.raises(InvalidArgumentError, match="missing_ok"):
+            checkpointer.delete(0, missing_ok="yes")
+        assert checkpointer.load(0) == {"x": 1}
+
+    with pytest.raises(InvalidArgumentError, match="cleanup_tmp_directories"):
+        stowax.training.Checkpointer(tmp_path / "run", cleanup_tmp_directories="no")
+
+
+def test_flag_of_a_deletion(tmp_path):
+    """A deletion is told the same."""
+    stowax.save(tmp_path / "c", {"x": 1})
+
+    with pytest.raises(InvalidArgumentError, match="`missing_ok` is 'yes'"):
+        stowax.delete(tmp_path / "c", missing_ok="yes")
+
+    assert stowax.load(tmp_path / "c") == {"x": 1}

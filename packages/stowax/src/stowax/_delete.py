@@ -18,6 +18,7 @@ from stowax._formats._detect import open_checkpoint
 from stowax._formats._orbax_json import INDICATOR, ROOT_DOCUMENT, UNFINISHED_MARK
 from stowax._formats._stowax import ROOT_SEAL
 from stowax._operation import Operation, absolute, in_place
+from stowax._option_values import check_flags
 from stowax._response import AsyncResponse, respond
 from stowax._runtime import Runtime
 from stowax._stores._base import Store, join, resolve
@@ -82,6 +83,7 @@ def delete_async(
         missing_ok: See `delete`.
     """
     refuse_name(checkpointable_name)
+    check_flags(missing_ok=missing_ok)
     runtime, future = start_delete(path, missing_ok=missing_ok, is_step=False)
     return respond(runtime, future, what=f"deletion of {absolute(path)}")
 

@@ -1,4 +1,4 @@
-"""Values that an option cannot have, by what it is declared to take.
+"""Values that an option or a flag cannot have, by what it is declared to take.
 
 Only plain declarations are held against the value: numbers, flags, texts, callables and
 None.  Everything else is looked at where it is used.
@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from stowax._group import OptionGroup
+from stowax.errors import InvalidArgumentError
 
 
 class BadValue(NamedTuple):
@@ -45,6 +46,20 @@ def bad_values(group: OptionGroup, prefix: str = "") -> Iterator[BadValue]:
             expected = f"at least {low}" if high == math.inf else f"{low} to {high}"
         if expected is not None:
             yield BadValue(option, value, expected)
+
+
+def check_flags(**flags: object) -> None:
+    """Refuses arguments that must be True or False, and are neither.
+
+    `overwrite="no"` would overwrite.
+
+    Raises:
+        InvalidArgumentError: Names all of them, with what was found.
+    """
+    bad = {name: value for name, value in flags.items() if not _is_bool(value)}
+    if bad:
+        shown = ", ".join(f"`{name}` is {value!r:.80}" for name, value in bad.items())
+        raise InvalidArgumentError(f"{shown}; it takes {_SHOWN['bool']}")
 
 
 _RANGES: Final[dict[str, tuple[int, float]]] = {

@@ -32,6 +32,7 @@ from stowax._operation import (
     absolute,
     runtime_of,
 )
+from stowax._option_values import check_flags
 from stowax._response import AsyncResponse, raise_unseen, respond
 from stowax._runtime import Runtime, drive
 from stowax._tasks import drop, noting
@@ -71,6 +72,7 @@ def save(
     Raises:
         CheckpointExistsError: Something is at the path, and `overwrite` is false or it
             is no checkpoint.
+        InvalidArgumentError: `overwrite` is neither True nor False.
         TreeError: The state cannot be saved; names every leaf in the way.
         DeadlineError: It took longer than `AsyncOptions.timeout_secs`.
 
@@ -302,6 +304,7 @@ def stage_save(
         borrow: Whether the caller leaves host arrays alone until the end.
         failure: Why this process cannot take part; raised when the others know.
     """
+    check_flags(overwrite=overwrite)
     settings = current_settings()
     check_supported(settings)
     runtime = runtime_of(settings)

@@ -35,6 +35,7 @@ handle the other:
     ├── ContextInUseError            (RuntimeError)
     ├── RunningLoopError             (RuntimeError)
     └── UnsupportedOptionError       (ValueError)
+        └── InvalidArgumentError         (TypeError)
 
 Messages name the path, the leaf, what was expected and what was found, and propose a
 fix that uses public names only. What the operating system says (`PermissionError`, a
@@ -57,6 +58,7 @@ __all__ = [
     "HandlerError",
     "HandlerNotFoundError",
     "HostMemoryError",
+    "InvalidArgumentError",
     "InvalidLayoutError",
     "InvalidMetadataError",
     "InvalidNameError",
@@ -235,3 +237,7 @@ class RunningLoopError(StowaxError, RuntimeError):
 
 class UnsupportedOptionError(StowaxError, ValueError):
     """An option is set to a value that it cannot have, or that is not built yet."""
+
+
+class InvalidArgumentError(UnsupportedOptionError, TypeError):
+    """An argument is of a kind that it cannot be; nothing was touched."""

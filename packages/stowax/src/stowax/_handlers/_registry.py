@@ -27,6 +27,7 @@ from stowax._handlers._pytree import PyTreeHandler
 from stowax._handlers._stateful import StatefulCheckpointableHandler
 from stowax._keypath import flatten
 from stowax._leaves._registry import Leaves
+from stowax._option_values import check_flags
 from stowax.errors import HandlerError, HandlerNotFoundError
 
 HandlerT = TypeVar("HandlerT")
@@ -220,6 +221,7 @@ def local_registry(
         >>> registry.has("config"), stowax.handlers.global_registry().has("config")
         (True, False)
     """
+    check_flags(include_global_registry=include_global_registry)
     registry = HandlerRegistry()
     sources: list[Any] = [_GLOBAL] if include_global_registry else []
     if other_registry is not None:

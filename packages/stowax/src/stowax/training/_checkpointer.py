@@ -24,6 +24,7 @@ from stowax._inspect import checkpointables_metadata, metadata
 from stowax._load import load, load_checkpointables
 from stowax._metadata import CheckpointMetadata as AnyMetadata
 from stowax._opened import AUTO
+from stowax._option_values import check_flags
 from stowax._response import AsyncResponse
 from stowax.errors import UnsupportedOptionError
 from stowax.training._pending import Pending
@@ -114,6 +115,10 @@ class Checkpointer:
         lightweight_initialize: bool = False,
         logger: None = None,
     ) -> None:
+        check_flags(
+            cleanup_tmp_directories=cleanup_tmp_directories,
+            lightweight_initialize=lightweight_initialize,
+        )
         for name, value in (("step_name_format", step_name_format), ("logger", logger)):
             if value is not None:
                 raise UnsupportedOptionError(f"{name} must be None in this version")
@@ -390,6 +395,7 @@ class Checkpointer:
     ) -> AsyncResponse[bool]:
         """Deletes a step in the background; it leaves `checkpoints` at once."""
         refuse_name(checkpointable_name)
+        check_flags(missing_ok=missing_ok)
         return self._run.start_delete(check_step(step), missing_ok=missing_ok)
 
     def cancel(self, step: int | CheckpointMetadata[Any] | None = None) -> None:
@@ -456,6 +462,7 @@ class Checkpointer:
         metrics: Mapping[str, Any] | None,
         custom_metadata: Mapping[str, Any] | None,
     ) -> Pending | None:
+        check_flags(force=force, overwrite=overwrite)
         said = json_object("custom_metadata", custom_metadata)
         return self._run.start_save(
             check_step(step),
