@@ -23,7 +23,7 @@ from stowax._context import (
     current_context,
     current_settings,
 )
-from stowax.errors import ContextInUseError, StowaxError
+from stowax.errors import ContextInUseError, ContextNotActiveError, StowaxError
 
 ALIASES = {
     "pytree_options": "pytree",
@@ -543,3 +543,17 @@ def _in_thread(function):
     thread.start()
     thread.join()
     return results[0]
+
+
+def test_context_that_was_not_entered_cannot_be_left():
+    """Leaving once too often says so, and the Context goes on to work."""
+    context = Context()
+
+    with pytest.raises(ContextNotActiveError, match="not active"):
+        context.__exit__(None, None, None)
+    with context:
+        assert current_context() is context
+    with pytest.raises(RuntimeError):
+        context.__exit__(None, None, None)
+
+    context.asynchronous.timeout_secs = 60

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
-from stowax.errors import ContextInUseError
+from stowax.errors import ContextInUseError, ContextNotActiveError
 
 GroupT = TypeVar("GroupT", bound="OptionGroup")
 
@@ -59,8 +59,17 @@ def hold(group: OptionGroup) -> None:
 
 
 def release(group: OptionGroup) -> None:
-    """Ends one `hold`; the groups inside are still those that were held."""
+    """Ends one `hold`; the groups inside are still those that were held.
+
+    Raises:
+        ContextNotActiveError: Nobody holds it.
+    """
     with _HOLDS_LOCK:
+        if _HOLDS not in vars(group):
+            raise ContextNotActiveError(
+                f"this {type(group).__qualname__} is not active: it is left more often "
+                "than it was entered; let a `with` block do both"
+            )
         for each in _groups_within(group):
             if vars(each)[_HOLDS] == 1:
                 del vars(each)[_HOLDS]

@@ -33,6 +33,7 @@ handle the other:
     │   └── DeadlineError            (TimeoutError)
     ├── HostMemoryError              (MemoryError)
     ├── ContextInUseError            (RuntimeError)
+    ├── ContextNotActiveError        (RuntimeError)
     ├── RunningLoopError             (RuntimeError)
     └── UnsupportedOptionError       (ValueError)
         └── InvalidArgumentError         (TypeError)
@@ -52,6 +53,7 @@ __all__ = [
     "CheckpointNotFoundError",
     "CheckpointableNotFoundError",
     "ContextInUseError",
+    "ContextNotActiveError",
     "CorruptCheckpointError",
     "DeadlineError",
     "DeletedArrayError",
@@ -225,6 +227,10 @@ class HostMemoryError(StowaxError, MemoryError):
 
 class ContextInUseError(StowaxError, RuntimeError):
     """Options were assigned to while their Context was active."""
+
+
+class ContextNotActiveError(StowaxError, RuntimeError):
+    """A Context was left that nobody had entered, or that all had left before."""
 
 
 class RunningLoopError(StowaxError, RuntimeError):
