@@ -21,9 +21,11 @@ from stowax._formats._base import ReadRequest
 from stowax._item_target import (
     NoMeshError,
     asked_form,
+    is_unknown_key,
     ready,
     ready_default,
     stored_form,
+    unknown_key_note,
 )
 from stowax._keypath import at_leaf
 from stowax._leaves._abstract import is_array_like
@@ -257,7 +259,8 @@ def plan_leaf(
         # that is a mismatch.
         return fit(None, f"cannot be placed: {error}", "kind")
     if not _is_of_one_kind(seen, wanted):
-        return fit(None, cause="kind")
+        note = unknown_key_note(seen) if is_unknown_key(seen) else ""
+        return fit(None, note, "kind")
     plan = LeafPlan(
         position=position,
         entry=seen,

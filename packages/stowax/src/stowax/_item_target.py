@@ -23,7 +23,13 @@ from stowax._leaves._abstract import (
     asked_placement,
     is_array_like,
 )
-from stowax._leaves._jax_array import JaxArrayLeaf, is_key, key_dtype
+from stowax._leaves._jax_array import (
+    JaxArrayLeaf,
+    is_key,
+    is_registered,
+    key_dtype,
+    key_impl_name,
+)
 from stowax._leaves._registry import default_target, metadata
 from stowax._manifest import LeafEntry
 
@@ -43,6 +49,9 @@ def ready(
         NoMeshError: There is no mesh for its sharding.
         ValueError: Its sharding cannot be had in this run.
     """
+    if is_unknown_key(entry) and is_array_like(target) and _is_key_data(target.dtype):
+        # What `metadata()` shows of it. Nobody gets numbers for keys unasked.
+        entry = dataclasses.replace(entry, prng_impl=None)
     if not JaxArrayLeaf().accepts_target(target):
         if loading.as_numpy:
             return target, _as_numpy(entry)
@@ -77,6 +86,20 @@ def ready_default(entry: LeafEntry, loading: LoadSettings) -> tuple[Any, LeafEnt
 def metadata_leaf(entry: LeafEntry, loading: LoadSettings) -> Any:
     """What `metadata()` shows of a stored leaf."""
     return metadata(_as_numpy(entry) if loading.as_numpy else entry)
+
+
+def is_unknown_key(entry: LeafEntry) -> bool:
+    """Whether it is typed PRNG keys of an implementation that JAX does not ship."""
+    return entry.prng_impl is not None and not is_registered(entry.prng_impl)
+
+
+def unknown_key_note(entry: LeafEntry) -> str:
+    """Why such keys cannot be made, and what to do."""
+    return (
+        f"JAX has no PRNG implementation {entry.prng_impl!r}; ask for it with a key of "
+        "that implementation, `jax.random.key(0, impl=...)`, or for the key data, "
+        f"{_form(entry.dtype, entry.shape)}, as `stowax.metadata(path)` shows them"
+    )
 
 
 def asked_form(target: Any, entry: LeafEntry | None = None) -> str:
@@ -114,12 +137,18 @@ def stored_form(entry: LeafEntry) -> str:
         family = (entry.dtype or "").rstrip("0123456789")
         return _PYTHON_NAMES.get(family, "float")
     if entry.prng_impl is not None:
-        try:
+        dtype: Any = f"key<{entry.prng_impl}>"
+        if is_registered(entry.prng_impl):
             dtype = key_dtype(entry.prng_impl)
-        except ValueError:  # Not registered in this program.
-            dtype = f"key<{entry.prng_impl}>"
         return _form(dtype, entry.shape[:-1])
     return entry.kind if entry.dtype is None else _form(entry.dtype, entry.shape)
+
+
+def _is_key_data(dtype: Any) -> bool:
+    try:
+        return dtype is not None and np.dtype(dtype) == np.uint32
+    except TypeError:  # It is no dtype of NumPy.
+        return False
 
 
 def _form(dtype: Any, shape: Any) -> str:
@@ -137,7 +166,7 @@ def _on_host(target: Any, entry: LeafEntry) -> tuple[Any, LeafEntry]:
         return np.ndarray, _as_numpy(entry)
     shape, dtype = target.shape, target.dtype
     if is_key(dtype):
-        if entry.prng_impl is None or key_dtype(entry.prng_impl) != dtype:
+        if entry.prng_impl != key_impl_name(dtype):
             return target, entry
         shape = None if shape is None else (*shape, *entry.shape[-1:])
         dtype = None

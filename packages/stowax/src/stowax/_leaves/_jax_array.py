@@ -6,7 +6,6 @@ of its implementation stands beside it.  The extra axis is never split.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -135,8 +134,8 @@ class JaxArrayLeaf:
     ) -> jax.Array:
         """The array under the target's sharding; uncommitted if it has none."""
         shape, dtype = _asked(target, entry)
-        impl = entry.prng_impl
-        stored = (*shape, *entry.shape[-1:]) if impl else shape
+        impl = key_impl(dtype) if is_key(dtype) else None
+        stored = shape if impl is None else (*shape, *entry.shape[-1:])
         sharding, layout = _placement(target, entry, shape)
         if sharding is None:
             (part,) = parts.values()
@@ -144,11 +143,11 @@ class JaxArrayLeaf:
         else:
             boxes = _own_boxes(sharding, shape, stored, processes)
             spread = _extended(sharding, shape, stored)
-            dtype = jax.dtypes.canonicalize_dtype(np.uint32 if impl else dtype)
+            dtype = jax.dtypes.canonicalize_dtype(dtype if impl is None else np.uint32)
             array = to_devices(
                 *(stored, spread, boxes, parts, np.dtype(dtype)),
                 # The extra axis of key data has no place in a layout of the keys.
-                layout=None if impl else layout,
+                layout=layout if impl is None else None,
             )
         return array if impl is None else jax.random.wrap_key_data(array, impl=impl)
 
@@ -178,15 +177,34 @@ def key_dtype(impl: str) -> Any:
     return jax.eval_shape(lambda: jax.random.key(0, impl=impl)).dtype
 
 
-@functools.cache
-def key_impl_name(dtype: Any) -> str:
-    """The implementation behind a dtype of typed PRNG keys.
+def is_registered(impl: str) -> bool:
+    """Whether JAX finds a PRNG implementation by its name.
 
-    JAX tells it of a concrete key only, so the implementations that it ships are
-    compared; any other is known by the name of its dtype.
+    It does not find those that a program defines: their keys can be made only of an
+    abstract array that has their dtype.
     """
-    known = ("threefry2x32", "rbg", "unsafe_rbg")
-    return next((impl for impl in known if key_dtype(impl) == dtype), str(dtype))
+    try:
+        key_dtype(impl)
+    except ValueError:
+        return False
+    return True
+
+
+@functools.cache
+def key_impl(dtype: Any) -> Any:
+    """The implementation behind a dtype of typed PRNG keys, as JAX takes it.
+
+    JAX tells it of keys only, traced ones included.
+    """
+    found: list[Any] = []
+    key = jax.ShapeDtypeStruct((), dtype)
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), key)
+    return found[0]
+
+
+def key_impl_name(dtype: Any) -> str:
+    """Its name in checkpoints; of one that JAX does not ship, its tag."""
+    return str(key_impl(dtype))
 
 
 @functools.cache
@@ -298,10 +316,9 @@ def _restored(entry: LeafEntry, shape: tuple[int, ...]) -> jax.sharding.Sharding
 
 def _described(entry: LeafEntry) -> _Asked:
     """Shape and dtype of the array that was saved."""
-    if entry.prng_impl is not None:
-        # An implementation that this program has not registered leaves plain data.
-        with contextlib.suppress(ValueError):
-            return _Asked(entry.shape[:-1], key_dtype(entry.prng_impl))
+    # An implementation that JAX does not find by its name leaves plain data.
+    if entry.prng_impl is not None and is_registered(entry.prng_impl):
+        return _Asked(entry.shape[:-1], key_dtype(entry.prng_impl))
     # A text has no dtype; that it is no array is found when kinds are compared.
     return _Asked(entry.shape, dtype_from_name(entry.dtype or "uint8"))
 
