@@ -8,11 +8,13 @@ import threading
 
 import numpy as np
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 import stowax
 from stowax import _operation
 from stowax._stores._local import LocalStore
 from stowax.errors import DeadlineError
+from stowax.handlers import JsonHandler, ProtoHandler
 from stowax.options import AsyncOptions, CheckpointablesOptions, FileOptions
 
 
@@ -94,6 +96,29 @@ def test_store_that_answers_no_more(tmp_path, name):
     assert str(tmp_path) in str(caught.value)
     assert stowax.load(tmp_path / "old", STATE)["n"] == 1
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("verb", ["write", "load"])
+@pytest.mark.parametrize(
+    ("handler", "value", "target"),
+    [(JsonHandler(), {"a": 1}, None), (ProtoHandler(), Duration(seconds=1), Duration)],
+    ids=["json", "proto"],
+)
+def test_handler_alone(tmp_path, handler, value, target, verb):
+    """A handler that is given a plain path has the deadline, and says what it does."""
+    store = Stuck()
+
+    async def save():
+        await (await handler.save(tmp_path / "item", value))
+
+    async def load():
+        await (await handler.load(tmp_path / "item", target))
+
+    asyncio.run(save())
+    store.is_stuck = True
+    what = rf"the {verb} of {tmp_path}/item took longer than 0\.1 s.*timeout_secs"
+    with in_context(store, 0.1), pytest.raises(DeadlineError, match=what):
+        asyncio.run(save() if verb == "write" else load())
 
 
 class Busy:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 from stowax._formats._orbax_json import COMMIT_DOCUMENT
 from stowax._formats._stowax import read_document
-from stowax._operation import EngineTask, Operation, OperationPath
+from stowax._operation import EngineTask, Operation
 from stowax._stores._base import join
 from stowax.errors import InvalidLayoutError, InvalidNameError
+
+T = TypeVar("T")
 
 
 def check_file_name(name: str) -> str:
@@ -23,9 +25,34 @@ def check_file_name(name: str) -> str:
     return name
 
 
-def write_file(where: OperationPath, name: str, data: bytes) -> EngineTask[None]:
-    """Begins to write a file of an item; the primary process does it for all."""
-    return where.operation.submit(_write(where.operation, where.location, name, data))
+def begin(
+    operation: Operation, work: Coroutine[Any, Any, T], *, is_alone: bool
+) -> EngineTask[T]:
+    """Begins the work of a handler.
+
+    Args:
+        operation: Takes it on.
+        work: What there is to do.
+        is_alone: Whether the handler is used alone: nobody else minds the deadline.
+    """
+
+    async def in_time() -> T:
+        is_save = operation.verb == "write"
+        operation.phase = "writing its file" if is_save else "reading its file"
+        operation.start_clock()
+        return await operation.in_time(work)
+
+    return operation.submit(in_time() if is_alone else work)
+
+
+async def write_file(
+    operation: Operation, location: str, name: str, data: bytes
+) -> None:
+    """Writes a file of an item; the primary process does it for all."""
+    if operation.processes.is_primary:
+        path = join(location, name)
+        await operation.store.write(path, [data], size_bytes=len(data))
+        await operation.store.sync([path, location])
 
 
 async def read_file(
@@ -59,13 +86,6 @@ async def read_file(
         f"{location} holds none of the files {', '.join(dict.fromkeys(names))}, but "
         f"{found}; if it has another name, say so with `filename=...`"
     )
-
-
-async def _write(operation: Operation, location: str, name: str, data: bytes) -> None:
-    if operation.processes.is_primary:
-        path = join(location, name)
-        await operation.store.write(path, [data], size_bytes=len(data))
-        await operation.store.sync([path, location])
 
 
 async def _read(operation: Operation, path: str) -> tuple[str, bytes]:

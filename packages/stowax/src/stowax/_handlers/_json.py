@@ -14,7 +14,7 @@ from stowax._formats._orbax_json import (
     decode_json,
 )
 from stowax._handlers._base import OwnHandler
-from stowax._handlers._file import check_file_name, read_file, write_file
+from stowax._handlers._file import begin, check_file_name, read_file, write_file
 from stowax._operation import Operation, OperationPath
 from stowax.errors import HandlerError
 
@@ -62,8 +62,9 @@ class JsonHandler(OwnHandler):
             data = json.dumps(checkpointable).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise HandlerError(f"no JSON value: {error}") from error
-        where = await OperationPath.of(directory, current_settings())
-        return write_file(where, self._filename, data)
+        where = await OperationPath.of(directory, current_settings(), verb="write")
+        work = write_file(where.operation, where.location, self._filename, data)
+        return begin(where.operation, work, is_alone=where is not directory)
 
     async def load(
         self, directory: Any, abstract_checkpointable: Any = None
@@ -71,7 +72,8 @@ class JsonHandler(OwnHandler):
         """Returns the work of reading the value; there is nothing to ask for."""
         del abstract_checkpointable
         where = await OperationPath.of(directory, current_settings())
-        return where.operation.submit(self._read(where.operation, where.location))
+        work = self._read(where.operation, where.location)
+        return begin(where.operation, work, is_alone=where is not directory)
 
     async def metadata(self, directory: Any) -> None:
         """Nothing is known of a JSON value but itself."""

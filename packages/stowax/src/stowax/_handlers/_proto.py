@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stowax._context import current_settings
 from stowax._formats._orbax_json import PROTO_DOCUMENT, PROTO_TYPESTR
 from stowax._handlers._base import NeedsTarget, OwnHandler
-from stowax._handlers._file import check_file_name, read_file, write_file
+from stowax._handlers._file import begin, check_file_name, read_file, write_file
 from stowax._operation import Operation, OperationPath
 from stowax.errors import HandlerError
 
@@ -60,8 +60,9 @@ class ProtoHandler(OwnHandler, NeedsTarget):
         from google.protobuf import text_format
 
         data = text_format.MessageToString(checkpointable).encode()
-        where = await OperationPath.of(directory, current_settings())
-        return write_file(where, self._filename, data)
+        where = await OperationPath.of(directory, current_settings(), verb="write")
+        work = write_file(where.operation, where.location, self._filename, data)
+        return begin(where.operation, work, is_alone=where is not directory)
 
     async def load(
         self, directory: Any, abstract_checkpointable: type[Message] | None = None
@@ -84,7 +85,7 @@ class ProtoHandler(OwnHandler, NeedsTarget):
         assert abstract_checkpointable is not None
         where = await OperationPath.of(directory, current_settings())
         work = self._read(where.operation, where.location, abstract_checkpointable)
-        return where.operation.submit(work)
+        return begin(where.operation, work, is_alone=where is not directory)
 
     async def metadata(self, directory: Any) -> Any:
         """Cannot be told: the text does not name the class.
