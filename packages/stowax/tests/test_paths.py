@@ -186,3 +186,18 @@ def test_no_path(call, bad):
     """What is no path is refused as such."""
     with pytest.raises((InvalidNameError, TypeError)):
         call(bad)
+
+
+@pytest.mark.parametrize("letter", ["a", "ü"])
+def test_longest_name(tmp_path, letter):
+    """A name has to leave room for that of the draft; the error says how much."""
+    size_bytes = len(letter.encode())
+    longest, too_long = 201 // size_bytes * letter, 202 // size_bytes * letter + "b"
+
+    stowax.save(tmp_path / longest, {"x": 1})
+    stowax.save(tmp_path / longest, {"x": 2}, overwrite=True)
+    assert stowax.load(tmp_path / longest) == {"x": 2}
+
+    with pytest.raises(InvalidNameError, match=r"has 203 bytes; it may have 201,"):
+        stowax.save(tmp_path / "new" / too_long, {"x": 1})
+    assert [path.name for path in tmp_path.iterdir()] == [longest]

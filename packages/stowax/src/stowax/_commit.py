@@ -58,6 +58,9 @@ from stowax._stores._base import already_published, join, walk
 from stowax._tasks import drop, finish_all, noting
 from stowax.errors import CheckpointExistsError, SaveError, UnsupportedOptionError
 
+DRAFT_SUFFIX_BYTES = len(f"{UNFINISHED_MARK}-{uuid.UUID(int=0).hex}")
+"""How much longer the name of a draft is than that of the checkpoint."""
+
 _logger = logging.getLogger("stowax")
 
 

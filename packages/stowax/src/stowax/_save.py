@@ -5,12 +5,13 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import logging
+import os
 import posixpath
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
-from stowax._commit import RootFacts, abandon, begin, commit
+from stowax._commit import DRAFT_SUFFIX_BYTES, RootFacts, abandon, begin, commit
 from stowax._context import Settings, check_supported, current_settings
 from stowax._custom_metadata import json_object
 from stowax._formats._base import RESERVED_NAMES
@@ -31,6 +32,7 @@ from stowax._operation import (
     OperationPath,
     absolute,
     runtime_of,
+    store_of,
 )
 from stowax._option_values import check_flags
 from stowax._response import AsyncResponse, raise_unseen, respond
@@ -315,6 +317,7 @@ def stage_save(
                 f"{location}: a name with {mark!r} marks an unfinished checkpoint; "
                 "choose another"
             )
+    _check_length(location, settings)
     reservation = (id(settings.store), location)
     is_reserved = runtime.reserve(reservation)
     try:
@@ -534,6 +537,24 @@ def _check_name(name: Any) -> None:
     else:
         return
     raise InvalidNameError(f"the checkpointable name {name!r} {reason}")
+
+
+def _check_length(location: str, settings: Settings) -> None:
+    """Refuses a name that leaves no room for that of the draft beside it.
+
+    Raises:
+        InvalidNameError: Says how long it may be.
+    """
+    if not store_of(settings, location).has_directories:
+        return
+    size_bytes = len(os.fsencode(posixpath.basename(location)))
+    limit_bytes = _NAME_LIMIT_BYTES - DRAFT_SUFFIX_BYTES
+    if size_bytes > limit_bytes:
+        raise InvalidNameError(
+            f"{location}: the last part has {size_bytes} bytes; it may have "
+            f"{limit_bytes}, because a file system takes {_NAME_LIMIT_BYTES} and what "
+            "is not yet complete has a longer name"
+        )
 
 
 def _unwritable(name: str) -> str | None:
