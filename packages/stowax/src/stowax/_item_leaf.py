@@ -27,7 +27,7 @@ from stowax._item_target import (
     stored_form,
     unknown_key_note,
 )
-from stowax._keypath import at_leaf
+from stowax._keypath import at_leaf, shown_name
 from stowax._leaves._abstract import is_array_like
 from stowax._leaves._base import StandardLeaf, UnlikeError, Wanted
 from stowax._leaves._jax_array import JaxArrayLeaf
@@ -70,7 +70,7 @@ class LeafPlan:
             HostMemoryError: There is not enough of it.
         """
         dtype = self.stored_dtype
-        with at_leaf(self.entry.name):
+        with at_leaf(shown_name(self.entry.path)):
             parts = (
                 []
                 if dtype is None
@@ -140,7 +140,7 @@ class BegunLeaf:
     def place(self, processes: Processes) -> Any:
         """Makes the value, once all requests are filled."""
         plan = self.plan
-        with at_leaf(plan.entry.name):
+        with at_leaf(shown_name(plan.entry.path)):
             parts = {part.box: self._made(part) for part in self.parts}
             value = plan.kind.place(plan.target, plan.entry, parts, processes)
             return value if plan.decode is None else plan.decode(value)
@@ -185,7 +185,7 @@ class LeafFit:
             asked = asked_form(self.target, self.entry)
         return LeafPreview(
             target=self.name,
-            stored=self.entry.name,
+            stored=shown_name(self.entry.path),
             asked_form=asked,
             stored_form=stored_form(self.entry),
             outcome="mismatch" if self.plan is None else _outcome(self.plan),

@@ -16,7 +16,7 @@ from stowax._formats._detect import open_tree
 from stowax._item_leaf import ANYTHING, LeafFit, plan_leaf
 from stowax._item_target import asked_form, metadata_leaf, stored_form
 from stowax._item_types import by_name, misfits
-from stowax._keypath import FlatTree, Node, flatten, leaf_name, unflatten
+from stowax._keypath import FlatTree, Node, flatten, shown_name, unflatten
 from stowax._leaves._refusal import check_all, function_advice
 from stowax._leaves._registry import Leaves
 from stowax._manifest import LeafEntry
@@ -228,7 +228,9 @@ def _stored(item: TreeItem, rules: Rules) -> _AskedTree:
     """All that is stored, or exactly what the rules map."""
     entries = item.manifest.leaves
     if not rules:
-        leaves = [_Leaf(name=entry.name, position=i) for i, entry in enumerate(entries)]
+        leaves = [
+            _Leaf(name=shown_name(e.path), position=i) for i, e in enumerate(entries)
+        ]
         return _AskedTree(root=item.manifest.root, by="nobody", leaves=leaves)
     selection = select(rules, item.manifest.root)
     chosen = set(selection.positions)
@@ -242,7 +244,7 @@ def _stored(item: TreeItem, rules: Rules) -> _AskedTree:
         others=[
             LeafPreview(
                 target=None,
-                stored=entry.name,
+                stored=shown_name(entry.path),
                 stored_form=stored_form(entry),
                 outcome="not loaded",
             )
@@ -269,14 +271,14 @@ def _asked(
     for path, looked_up, position, leaf in zip(
         flat.paths, match.looked_up, match.positions, flat.leaves, strict=True
     ):
-        name = leaf_name(path)
+        name = shown_name(path)
         row = None
         if leaf is PLACEHOLDER:
             row = LeafPreview(target=name, stored=None, outcome="not loaded")
         elif position < 0:
             keys, near = other_keys(path, roles), None
             if keys is None and hint_count < HINT_COUNT:
-                near = near_name(looked_up, unused)
+                near = near_name(looked_up, unused) or None
                 hint_count += 1
             row = _missing(name, looked_up, leaf, near, (keys, function_advice(leaf)))
         leaves.append(_Leaf(name=name, position=position, target=leaf, row=row))
@@ -299,7 +301,7 @@ def _missing(
     more: Sequence[str | None],
 ) -> LeafPreview:
     notes = [note for note in more if note is not None]
-    if looked_up != name:
+    if looked_up and looked_up != name:
         notes.append(f"looked for as {looked_up!r}")
     if near is not None:
         notes.append(f"near it is {near!r}")
@@ -318,7 +320,7 @@ def _dropped(name: str, entry: LeafEntry) -> LeafPreview:
     """A stored leaf in whose place the abstract state has None."""
     return LeafPreview(
         target=name,
-        stored=entry.name,
+        stored=shown_name(entry.path),
         asked_form="None",
         stored_form=stored_form(entry),
         outcome="not loaded",
@@ -329,7 +331,7 @@ def _unasked(entry: LeafEntry, loading: LoadSettings) -> LeafPreview:
     """A stored leaf that the abstract state has no place for."""
     return LeafPreview(
         target=None,
-        stored=entry.name,
+        stored=shown_name(entry.path),
         stored_form=stored_form(entry),
         outcome="not loaded" if loading.partial else "mismatch",
         cause="" if loading.partial else "extra",

@@ -71,6 +71,14 @@ def leaf_name(path: KeyPath) -> str:
     return ".".join([key.text for key in path])
 
 
+def shown_name(path: KeyPath) -> str:
+    """The name of a leaf where one below an empty key must not look like the root.
+
+    Their names are both empty; messages show that of the root as `<root>`.
+    """
+    return leaf_name(path) or ("''" if path else "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """One container, or one leaf, of a tree without its values."""
