@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
-FROM_ORBAX = Path(__file__).parents[1] / "docs" / "from-orbax.md"
+_DOCS = Path(__file__).parents[1] / "docs"
+
+DESIGN = _DOCS / "explain" / "design.md"
+FROM_ORBAX = _DOCS / "from-orbax.md"
 
 _RULE = re.compile(r"^\|(?: *:?-+:? *\|)+$")
 _CELL = re.compile(r"(?<!\\)\|")

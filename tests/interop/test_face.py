@@ -4,7 +4,8 @@ The installed peer is the reference: its names, signatures, fields, enumerations
 exceptions are walked and held against ours.  What is not the same stands in one of
 three tables, each entry of which must still be true:
 
-* `PENDING`: names that are not built yet.
+* `PENDING`: names that are not built yet; users read of them below "What is not there
+  yet" of `docs/from-orbax.md`.
 * `LEFT_OUT`: names that no program of a user calls, with the reason.
 * "Defaults that differ" in `docs/from-orbax.md`.
 """
@@ -13,6 +14,7 @@ import dataclasses
 import enum
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -185,6 +187,16 @@ def test_pending_is_missing():
             assert parameter not in inspect.signature(pair.ours).parameters, name
         else:
             assert pair.ours is ABSENT, name
+
+
+def test_pending_is_on_the_page():
+    """The page tells of all names that are not there, and of no others."""
+    rows = table(FROM_ORBAX, "What is not there yet")
+    spans = {span for row in rows for span in re.findall("`([^`]+)`", row[0])}
+    told = {span.removeprefix("ocp.") for span in spans} & PAIRS.keys()
+
+    # The page also has what is there, and refused.
+    assert {n for n in told if PAIRS[n].ours is ABSENT} == set(PENDING)
 
 
 def test_left_out_is_missing():

@@ -7,10 +7,12 @@ functions over syntax trees, so that each of them is first seen to find a violat
 import ast
 import graphlib
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from page_tables import DESIGN, table
 
 PACKAGES = Path(__file__).parents[2]
 
@@ -165,6 +167,21 @@ def test_every_module_has_its_layer():
     assert _layer("stowax._new_room") is None
 
 
+def test_the_page_has_the_same_picture():
+    """The table that people read has every module, in its layer, and no others."""
+    there, to_come = _shown_layers()
+
+    assert there | to_come == LAYERS
+
+
+def test_what_is_to_come_is_not_there():
+    """A module of the picture has been written, unless the page says "to come"."""
+    sources = _sources("stowax")
+    _, to_come = _shown_layers()
+
+    assert {n for n in LAYERS if n and f"stowax.{n}" not in sources} == set(to_come)
+
+
 def test_each_foreign_thing_has_one_door():
     """TensorStore, processes, transfers and durable file calls have one module each."""
     assert _outside_the_door(_sources("stowax")) == []
@@ -258,6 +275,20 @@ def _sources(package: str) -> dict[str, ast.Module]:
         # How a relative import is read depends on it.
         sources[name].is_package = path.name == "__init__.py"
     return sources
+
+
+def _shown_layers() -> tuple[dict[str, int], dict[str, int]]:
+    """Layers by module as the page has them: those that are there, those to come."""
+    there, to_come = {}, {}
+    for layer, modules, _ in table(DESIGN, "Layers"):
+        for part in modules.split(";"):
+            found = to_come if part.endswith("(to come)") else there
+            for name in re.findall("`([^`]+)`", part):
+                names = [f"{family}._base" for family in FAMILIES]
+                if name != "_base":
+                    names = [name.replace("__init__", "")]
+                found |= dict.fromkeys(names, int(layer))
+    return there, to_come
 
 
 def _layer(module: str) -> int | None:
