@@ -6,6 +6,7 @@ import jax
 import pytest
 
 import stowax
+from stowax._runtime import Runtime
 from stowax.errors import UnsupportedOptionError
 from stowax.multihost import sync_global_processes as meet_at
 from stowax.testing import SimulatedCluster
@@ -49,15 +50,18 @@ def test_some_processes_cannot_meet_alone():
 
 
 def test_the_wait_is_told_to_jax():
-    """Who listens to `jax.monitoring` learns how long the processes waited."""
+    """`jax.monitoring` hears how long the processes waited, also if clocks are set."""
     told = []
+    times_nsecs = iter(range(10**18, 0, -(10**9)))
+    runtime = Runtime(clock_nsecs=lambda: next(times_nsecs))
 
     def listen(event, duration_secs, **_):
         told.append((event, duration_secs >= 0))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        asyncio.run(meet_at("p", operation_id="t", record_event_name="/test/met"))
+        with stowax.Context(runtime=runtime):
+            asyncio.run(meet_at("p", operation_id="t", record_event_name="/test/met"))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
 

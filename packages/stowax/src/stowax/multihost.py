@@ -88,11 +88,12 @@ async def sync_global_processes(
     runtime = runtime_of(settings)
     timeout_secs = settings.timeout_secs if timeout is None else timeout
     name = f"{settings.barrier_prefix}{operation_id}/{key}"
-    begun_nsecs = runtime.now_nsecs()
+    loop = asyncio.get_running_loop()  # Its clock is never set, as that of the wall is.
+    begun_secs = loop.time()
     meeting = runtime.processes.barrier(name, timeout_secs=timeout_secs)
     await asyncio.wrap_future(runtime.submit(meeting))
     jax.monitoring.record_event_duration_secs(
-        record_event_name, (runtime.now_nsecs() - begun_nsecs) / 1e9
+        record_event_name, loop.time() - begun_secs
     )
 
 
