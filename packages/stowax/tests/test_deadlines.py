@@ -1,14 +1,17 @@
 """`AsyncOptions.timeout_secs` is the time of a whole operation, whichever it is."""
 
 import asyncio
+import decimal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from sample_leaves import DecimalHandler
 
 import stowax
 from stowax import _operation
@@ -121,6 +124,68 @@ def test_handler_alone(tmp_path, handler, value, target, verb):
         asyncio.run(save() if verb == "write" else load())
 
 
+class StuckAtData(LocalStore):
+    """A store that tells what it has, and never gives it."""
+
+    async def read_into(self, path, offset_bytes, buffer):
+        if path.endswith("/d/data-0"):
+            await asyncio.Event().wait()
+        return await super().read_into(path, offset_bytes, buffer)
+
+
+class SlowToPlace(DecimalHandler):
+    """Takes its time to make a value of what was read."""
+
+    def place(self, stored, facts, target):
+        time.sleep(0.5)
+        return super().place(stored, facts, target)
+
+
+class TestLoadSaysWhatItWasDoing:
+    """A load that is given up names its phase, as a save does."""
+
+    @pytest.mark.parametrize("name", [name for name in OPERATIONS if "load" in name])
+    def test_opening(self, tmp_path, name):
+        """Nothing is known of the checkpoint yet."""
+        store = Stuck()
+        stowax.save(tmp_path / "old", STATE)
+        store.is_stuck = True
+
+        with (
+            in_context(store, 0.1),
+            pytest.raises(DeadlineError, match=r"while opening (it|the tree);"),
+        ):
+            OPERATIONS[name](tmp_path)
+
+    @pytest.mark.parametrize(
+        ("name", "what"),
+        [
+            ("load", "state"),
+            ("load_async", "state"),
+            ("load_checkpointables", "state"),
+            ("load of a tree", "the tree"),
+            ("load_leaf", "it"),
+        ],
+    )
+    def test_reading(self, tmp_path, name, what):
+        """What is to be loaded is known, and its bytes do not come."""
+        stowax.save(tmp_path / "old", STATE)
+
+        with (
+            in_context(StuckAtData(), 0.3),
+            pytest.raises(DeadlineError, match=f"while reading {what};"),
+        ):
+            OPERATIONS[name](tmp_path)
+
+    def test_placing(self, tmp_path):
+        """All bytes are here; values are made of them."""
+        options = stowax.options.PyTreeOptions(leaf_handlers=(SlowToPlace(),))
+        with in_context(None, 0.4, pytree=options):
+            stowax.save(tmp_path / "c", {"price": decimal.Decimal("0.10")})
+            with pytest.raises(DeadlineError, match="while placing what was read;"):
+                stowax.load(tmp_path / "c")
+
+
 class Busy:
     """What `BusyHandler` serves."""
 
@@ -205,7 +270,7 @@ class TestGuests:
 
         with in_context(None, 0.2, checkpointables=options):
             response = stowax.load_checkpointables_async(tmp_path / "c")
-        with pytest.raises(DeadlineError, match="timeout_secs"):
+        with pytest.raises(DeadlineError, match="while reading busy;"):
             response.result()
 
         handler.gate.set()
@@ -220,7 +285,7 @@ class TestGuests:
 
         with (
             in_context(None, 0.2, checkpointables=options),
-            pytest.raises(DeadlineError, match="timeout_secs"),
+            pytest.raises(DeadlineError, match="while opening busy;"),
         ):
             stowax.load_checkpointables(tmp_path / "c", {"busy": None, "s": None})
 

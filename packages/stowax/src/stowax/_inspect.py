@@ -26,6 +26,7 @@ from stowax._operation import (
     OperationPath,
     absolute,
     drive_in_time,
+    entering,
 )
 from stowax._tasks import noting
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
@@ -120,6 +121,7 @@ def checkpointables_metadata(path: Any) -> CheckpointMetadata[dict[str, Any]]:
         for name, directory in checkpoint.items.items():
             typestr = checkpoint.typestrs.get(name)
             handler = handlers.for_loading(name, typestr, kinds[name], None)
+            entering(f"asking for the metadata of {name or 'the tree'}")
             with noting(f"while asking for the metadata of {name!r}"):
                 told = await _metadata_by(handler, operation, directory)
             if told is _UNTOLD:

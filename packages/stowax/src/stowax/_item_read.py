@@ -20,7 +20,7 @@ from stowax._keypath import FlatTree, Node, flatten, shown_name, unflatten
 from stowax._leaves._refusal import check_all, function_advice
 from stowax._leaves._registry import Leaves
 from stowax._manifest import LeafEntry
-from stowax._operation import Operation
+from stowax._operation import Operation, entering
 from stowax._plan._match import (
     HINT_COUNT,
     match_paths,
@@ -76,6 +76,7 @@ class LoadPlan:
         ]
 
         def finish() -> Any:
+            entering("placing what was read")
             values = [
                 PLACEHOLDER if leaf is None else leaf.place(self.processes)
                 for leaf in begun

@@ -29,8 +29,10 @@ from stowax._opened import (
 from stowax._operation import (
     Operation,
     OperationPath,
+    Timed,
     absolute,
     drive_in_time,
+    entering,
     guest_in_time,
     in_place,
     in_time,
@@ -177,15 +179,16 @@ class _Load:
         return drive_in_time(self.work, self.settings, self.what)
 
     def later(self) -> AsyncResponse[Any]:
-        runtime = runtime_of(self.settings)
+        runtime, timed = runtime_of(self.settings), Timed(f"the {self.what}")
         # What blocks cannot be stopped, but is not waited for beyond the deadline.
         with on_behalf():
-            future = guest_in_time(runtime, self._as_caller(), self.settings, self.what)
+            work = self._as_caller(timed)
+            future = guest_in_time(runtime, work, self.settings, timed)
         return respond(runtime, future, what=self.what)
 
-    async def _as_caller(self) -> Any:
+    async def _as_caller(self, timed: Timed) -> Any:
         with as_caller():
-            return await in_time(self.work, self.settings, self.what)
+            return await in_time(self.work, self.settings, timed)
 
 
 def _start_load(path: Any, target: Any, name: str | None) -> _Load:
@@ -198,7 +201,10 @@ def _start_load(path: Any, target: Any, name: str | None) -> _Load:
     async def work() -> Any:
         if name is None:
             where = OperationPath(in_place(location, settings), location)
-            return await (await PyTreeHandler().load(where, target))
+            entering("opening the tree")
+            begun = await PyTreeHandler().load(where, target)
+            entering("reading the tree")
+            return await begun
         return await unless_replaced(location, settings, load_tree)
 
     async def load_tree(checkpoint: OpenCheckpoint, operation: Operation) -> Any:
@@ -271,11 +277,13 @@ async def _load_named(
             # All first phases before any second: what does not fit is found before
             # the first object is loaded into.
             for name, handler in chosen.items():
+                entering(f"opening {name or 'the tree'}")
                 with noting(f"while loading the checkpointable {name!r}"):
                     begun[name] = await _begin_item(
                         checkpoint, operation, name, asked[name], handler, directories
                     )
             for name in chosen:
+                entering(f"reading {name or 'the tree'}")
                 with noting(f"while loading the checkpointable {name!r}"):
                     loaded[name] = await begun.pop(name)
         finally:

@@ -13,7 +13,7 @@ from stowax._leaves._registry import Leaves
 from stowax._manifest import LeafEntry
 from stowax._named_tree import NamedTree, read_tree
 from stowax._opened import AUTO
-from stowax._operation import absolute, drive_in_time
+from stowax._operation import absolute, drive_in_time, entering
 from stowax._plan._index import view_of
 from stowax._plan._match import near_name
 from stowax._plan._rows import LoadPreview
@@ -78,7 +78,9 @@ def load_leaf(
         if fit.note:
             warn(f"{location}: the dtype asked for loses values: {name}: {fit.note}")
         begun = fit.plan.begin()
+        entering("reading it")
         await tree.operation.submit(tree.item.source.read(begun.requests))
+        entering("placing it")
         with in_mesh(settings.loading.mesh):
             return begun.place(tree.operation.processes)
 

@@ -25,7 +25,7 @@ from stowax._formats._orbax_json import (
 from stowax._formats._stowax import MANIFEST, ROOT_SEAL, check_digest
 from stowax._handlers._registry import STATE_NAME
 from stowax._manifest import Digest
-from stowax._operation import Operation, in_place, lending
+from stowax._operation import Operation, entering, in_place, lending
 from stowax._runtime import on_worker
 from stowax._stores._base import join, read_bytes, resolve, walk
 from stowax.errors import (
@@ -77,6 +77,7 @@ async def unless_replaced(
         Exception: Whatever went wrong in a checkpoint that stayed where it was.
     """
     for _ in range(_ATTEMPT_COUNT):
+        entering("opening it")
         before = await _seal(location, settings)
         try:
             result = await read(*await open_for_reading(location, settings))

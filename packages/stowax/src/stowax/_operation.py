@@ -58,6 +58,24 @@ _LENT: Final[contextvars.ContextVar[tuple[str, ...]]] = contextvars.ContextVar(
 """The local directories that guests of this load read copies of their items from."""
 
 
+@dataclass(slots=True)
+class Timed:
+    """Work that has a deadline, in words."""
+
+    what: str
+    """As in "the load of /runs/a/7"."""
+    phase: str = "beginning"
+    """What it is doing, or was when its time was over."""
+    deadline: float | None = None
+    """When it is given up, on the clock of the loop; None: it has not begun."""
+
+
+_TIMED: Final[contextvars.ContextVar[Timed | None]] = contextvars.ContextVar(
+    "stowax_timed", default=None
+)
+"""What `in_time` does here."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemPart:
     """What this process has written of an item that has no documents yet."""
@@ -185,11 +203,7 @@ class Operation:
 
     def late(self) -> DeadlineError:
         """The error for an operation that took too long."""
-        return DeadlineError(
-            f"{self.what} took longer than {self.settings.timeout_secs:g} s and was "
-            f"given up while {self.phase}; allow more with "
-            "`AsyncOptions(timeout_secs=...)`"
-        )
+        return _too_late(Timed(self.what, self.phase), self.settings)
 
     async def attempt(self, work: Awaitable[bytes]) -> bytes | Exception:
         """Does work in time, and makes of a failure a value that others can be told.
@@ -475,20 +489,38 @@ def in_place(path: str, settings: Settings, *, verb: str = "load") -> Operation:
 
 
 async def in_time(
-    work: Callable[[], Coroutine[Any, Any, T]], settings: Settings, what: str
+    work: Callable[[], Coroutine[Any, Any, T]], settings: Settings, timed: Timed
 ) -> T:
     """Does work within the deadline of the Context.
 
     Args:
-        work: Begins it.
+        work: Begins it; says with `entering` what it is doing.
         settings: Have the deadline.
-        what: The work in words, as in "load of /runs/a/7".
+        timed: The work in words.
 
     Raises:
         DeadlineError: It took longer.
     """
-    limit = asyncio.timeout(settings.timeout_secs)
-    return await _within(limit, work(), lambda: _too_late(what, settings))
+    timed.deadline = asyncio.get_running_loop().time() + settings.timeout_secs
+    limit = asyncio.timeout_at(timed.deadline)
+    token = _TIMED.set(timed)
+    try:
+        return await _within(limit, work(), lambda: _too_late(timed, settings))
+    finally:
+        _TIMED.reset(token)
+
+
+def entering(phase: str) -> None:
+    """Says what the work under `in_time` does from now on, for its `DeadlineError`.
+
+    What comes after the deadline is not what took too long: work that blocks is given
+    up only afterwards.
+    """
+    timed = _TIMED.get()
+    if timed is None or timed.deadline is None:
+        return
+    if asyncio.get_running_loop().time() < timed.deadline:
+        timed.phase = phase
 
 
 def drive_in_time(
@@ -500,11 +532,11 @@ def drive_in_time(
         Exception: See `in_time`; and what `work` raises.
     """
     with noting(f"in the {what}"):
-        return runtime_of(settings).drive(in_time(work, settings, what))
+        return runtime_of(settings).drive(in_time(work, settings, Timed(f"the {what}")))
 
 
 def guest_in_time(
-    runtime: Runtime, work: Coroutine[Any, Any, T], settings: Settings, what: str
+    runtime: Runtime, work: Coroutine[Any, Any, T], settings: Settings, timed: Timed
 ) -> concurrent.futures.Future[T]:
     """Runs a guest that may block, and gives it up some time after the deadline.
 
@@ -512,7 +544,7 @@ def guest_in_time(
         runtime: Where.
         work: The guest, which minds the deadline unless it blocks; see `in_time`.
         settings: Have the deadline.
-        what: The work in words.
+        timed: The work in words, as `in_time` has it.
     """
     future = runtime.start_guest(work)
 
@@ -522,7 +554,7 @@ def guest_in_time(
         limit_secs = settings.timeout_secs + GUEST_GRACE_SECS
         done, _ = await asyncio.wait([guest], timeout=limit_secs)
         if not done:
-            runtime.leave_guest(future, _too_late(what, settings))
+            runtime.leave_guest(future, _too_late(timed, settings))
 
     runtime.submit(watch())
     return future
@@ -540,8 +572,8 @@ async def _within(
         raise late() from error
 
 
-def _too_late(what: str, settings: Settings) -> DeadlineError:
+def _too_late(timed: Timed, settings: Settings) -> DeadlineError:
     return DeadlineError(
-        f"the {what} took longer than {settings.timeout_secs:g} s; allow more with "
-        "`AsyncOptions(timeout_secs=...)`"
+        f"{timed.what} took longer than {settings.timeout_secs:g} s and was given up "
+        f"while {timed.phase}; allow more with `AsyncOptions(timeout_secs=...)`"
     )
