@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from orbax.checkpoint import v1 as peer
 from sample_trees import (
     Layer,
     Point,
@@ -332,6 +333,15 @@ class TestPlacement:
         loaded = stowax.load(saved, {**dict.fromkeys(state(), ...), "layer": layer})
 
         assert loaded["layer"]["kernel"].sharding.memory_kind == "pinned_host"
+
+    def test_memory_kind_is_not_recorded(self, tmp_path):
+        """Without a word an array comes to the usual memory, as it does from Orbax."""
+        mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
+        saved = NamedSharding(mesh, P("x"), memory_kind="pinned_host")
+        stowax.save(tmp_path / "c", jax.device_put(np.arange(4), saved))
+
+        for load in (stowax.load, peer.load):
+            assert load(tmp_path / "c").sharding == saved.with_memory_kind("device")
 
     def test_uncommitted(self, saved):
         """Without a word about devices an array is free to move, as `jnp.zeros` is."""
