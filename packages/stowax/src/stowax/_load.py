@@ -74,7 +74,11 @@ def load(
         InvalidLayoutError: It is no checkpoint, or an incomplete one.
         CheckpointableNotFoundError: It holds no tree of that name.
         TreeMismatchError: Lists every leaf that does not fit.
+        RenameError: The rules of `PyTreeOptions.Loading.rename` cannot be followed.
+        UnsupportedLeafError: A leaf asks for nothing that a checkpoint can hold.
         CorruptCheckpointError: Bytes are not what was saved; names leaf and file.
+        DeadlineError: It took longer than `AsyncOptions.timeout_secs`; says what it
+            was doing.
         RunningLoopError: Called in a callback of `on_complete`, where it could not go
             on.
 
@@ -162,7 +166,29 @@ def load_checkpointables(
 def load_checkpointables_async(
     path: Any, abstract_checkpointables: Any = None
 ) -> AsyncResponse[dict[str, Any]]:
-    """Loads several named checkpointables in the background; see `load_async`."""
+    """Loads several named checkpointables in the background; see `load_async`.
+
+    Args:
+        path: See `load`.
+        abstract_checkpointables: See `load_checkpointables`.
+
+    Returns:
+        A response; `result()`, or `await`, gives the dict, or raises what
+        `load_checkpointables` raises.
+
+    Raises:
+        InvalidNameError: It is no path, or what to load is no dict.
+        UnsupportedOptionError: An option would change the result, and cannot be
+            followed.
+
+    Example:
+        >>> import stowax
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> stowax.save_checkpointables(path, {"model": {"w": 1.5}, "step": 3})
+        >>> response = stowax.load_checkpointables_async(path, {"step": int})
+        >>> response.result()
+        {'step': 3}
+    """
     return _start_load_checkpointables(path, abstract_checkpointables).later()
 
 

@@ -23,6 +23,16 @@ class CheckpointMetadata(Generic[MetadataT]):
         custom_metadata: What the user gave to `save`.
         container_types: Of one tree: the recorded type of every container that is no
             plain dict, list or tuple, by the name of its path.
+
+    Example:
+        >>> import stowax
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> stowax.save(path, {"step": 7}, custom_metadata={"run": "a"})
+        >>> found = stowax.metadata(path)
+        >>> found.metadata, found.custom_metadata
+        ({'step': 0}, {'run': 'a'})
+        >>> stowax.load(path, found)
+        {'step': 7}
     """
 
     def __init__(

@@ -54,6 +54,22 @@ class OpaqueCheckpointable:
     `checkpointables_metadata` where nobody can tell more. Given as what to load, it
     stands for whatever is stored, as None does; if nothing can load that, it comes
     back.
+
+    Example:
+        >>> import stowax
+        >>> class Tokenizer:
+        ...     async def save(self, directory):
+        ...         async def write():
+        ...             path = await directory.await_creation()
+        ...             (path / "words.txt").write_text("a b")
+        ...
+        ...         return write()
+        ...
+        ...     async def load(self, directory): ...
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> stowax.save_checkpointables(path, {"words": Tokenizer()})
+        >>> stowax.load_checkpointables(path)["words"].files
+        ('words.txt',)
     """
 
     path: str

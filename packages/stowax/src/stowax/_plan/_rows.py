@@ -32,7 +32,16 @@ _RULES_SHOWN = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeafPreview:
-    """What would happen to one leaf."""
+    """What would happen to one leaf.
+
+    Example:
+        >>> import stowax
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> stowax.save(path, {"step": 7})
+        >>> row = stowax.preview_load(path, {"step": float}).rows[0]
+        >>> row.target, row.stored_form, row.asked_form, row.outcome
+        ('step', 'int64[]', 'float', 'cast')
+    """
 
     target: str | None
     """Its name in the result; None for a stored leaf that the result has no place
@@ -85,6 +94,18 @@ class LoadPreview:
     """What a load would do; made by `stowax.preview_load`.
 
     Printed, it is a table. Two previews are equal if all their rows are.
+
+    Example:
+        >>> import stowax
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> stowax.save(path, {"step": 7, "lr": 0.1})
+        >>> preview = stowax.preview_load(path, {"step": int})
+        >>> preview.problems
+        ('lr: stored float64[], not asked for',)
+        >>> preview.check()
+        Traceback (most recent call last):
+        ...
+        stowax.errors.TreeMismatchError: the abstract state, of 1 leaves, ...
     """
 
     def __init__(
