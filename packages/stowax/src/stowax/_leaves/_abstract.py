@@ -45,6 +45,14 @@ class CustomLeafMetadata:
 
     Given to `load`, it asks for the value where the type is taught, else for the stored
     form.  `dataclasses.replace(metadata, stored=...)` asks for another placement.
+
+    Example:
+        >>> import stowax
+        >>> leaf = stowax.handlers.CustomLeafMetadata(
+        ...     typestr="decimal.Decimal", facts=None, stored="string"
+        ... )
+        >>> leaf.typestr
+        'decimal.Decimal'
     """
 
     typestr: str
