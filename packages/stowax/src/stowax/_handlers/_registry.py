@@ -199,7 +199,13 @@ _OURS = tuple(
 
 
 def global_registry() -> HandlerRegistry:
-    """The registry that every operation uses unless its Context names another."""
+    """The registry that every operation uses unless its Context names another.
+
+    Example:
+        >>> import stowax
+        >>> stowax.handlers.global_registry().has("config")
+        False
+    """
     return _GLOBAL
 
 
@@ -266,6 +272,9 @@ def register_handler(
         HandlerError: It lacks methods of a handler.
 
     Example:
+        Not run as a test, because a handler stays registered as long as the program
+        runs:
+
         >>> import stowax
         >>> @stowax.handlers.register_handler(  # doctest: +SKIP
         ...     secondary_typestrs=["old_module.VocabularyHandler"]
