@@ -25,6 +25,7 @@ from stowax import _commit, _operation, training
 from stowax import _save as _save_module
 from stowax._commit import RootFacts
 from stowax._digest import PIECE_BYTES
+from stowax._runtime import default_runtime
 from stowax._stores._local import LocalStore
 from stowax.errors import DeadlineError, SaveError, StowaxError
 from stowax.handlers import JsonHandler, PyTreeHandler
@@ -756,6 +757,24 @@ def test_guest_that_comes_too_late(tmp_path, monkeypatch):
     assert isinstance(late.error, SaveError)
     assert str(tmp_path / "a") in str(late.error)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_guest_that_is_given_up_is_no_news(tmp_path, monkeypatch, caplog):
+    """The response tells of it; asyncio has no failure of its own to log."""
+    monkeypatch.setattr(_operation, "GUEST_GRACE_SECS", 0)
+    late = Late(creates=True)
+
+    with stowax.Context(asynchronous=AsyncOptions(timeout_secs=1)):
+        response = stowax.save_checkpointables_async(tmp_path / "a", {"late": late})
+    with pytest.raises(DeadlineError):
+        response.result()
+    late.gate.set()
+    assert late.ended.wait(10)
+    del response
+    default_runtime().finish()
+    gc.collect()
+
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 def test_guest_that_is_slow_to_stop(tmp_path):

@@ -152,9 +152,15 @@ class Operation:
         future = self.runtime.start_guest(awaitable)
         guest = asyncio.wrap_future(future)
         self.guests[guest] = future
-        guest.add_done_callback(self.guests.pop)
+        guest.add_done_callback(self._leave)
         # Who stops to wait for a guest does not stop the guest.
         await asyncio.shield(guest)
+
+    def _leave(self, guest: asyncio.Future[Any]) -> None:
+        self.guests.pop(guest)
+        # Whoever was to be told may have stopped to wait; asyncio would complain of it.
+        if not guest.cancelled():
+            guest.exception()
 
     async def stop(self) -> None:
         """Ends everything; afterwards nothing of it touches the store.
