@@ -265,7 +265,10 @@ def test_all_that_differs(first, second):
         except TreeMismatchError as error:
             problems = error.problems
 
-    amiss = [".".join(path) or "<root>" for path in _paths(first) ^ _paths(second)]
+    amiss = [
+        ".".join(path) or ("''" if path else "<root>")
+        for path in _paths(first) ^ _paths(second)
+    ]
     named = [re.split(": (?:asked|stored) ", line)[0] for line in problems]
     assert sorted(named) == sorted(amiss)
     assert preview.problems == problems

@@ -67,7 +67,7 @@ def test_name_of_something_unfinished_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "value", ["no", "", 0, 1, None, [], np.ones(1, bool)], ids=repr
+    "value", ["no", "", 2, 1.0, None, [], np.ones(1, bool)], ids=repr
 )
 @pytest.mark.parametrize("save", [stowax.save, stowax.save_async])
 def test_overwrite_that_is_no_flag_is_refused(place, save, value):
@@ -81,11 +81,12 @@ def test_overwrite_that_is_no_flag_is_refused(place, save, value):
     assert issubclass(InvalidArgumentError, TypeError)
 
 
-def test_overwrite_may_be_a_flag_of_numpy(tmp_path):
-    """As options may."""
+@pytest.mark.parametrize("yes", [np.bool_(True), 1], ids=repr)
+def test_overwrite_may_be_another_true(tmp_path, yes):
+    """A bool of NumPy, and 1, mean nothing else."""
     stowax.save(tmp_path / "c", {"x": 1})
 
-    stowax.save(tmp_path / "c", {"x": 2}, overwrite=np.bool_(True))
+    stowax.save(tmp_path / "c", {"x": 2}, overwrite=yes)
 
     assert stowax.load(tmp_path / "c") == {"x": 2}
 

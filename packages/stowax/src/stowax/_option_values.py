@@ -51,12 +51,16 @@ def bad_values(group: OptionGroup, prefix: str = "") -> Iterator[BadValue]:
 def check_flags(**flags: object) -> None:
     """Refuses arguments that must be True or False, and are neither.
 
-    `overwrite="no"` would overwrite.
+    `overwrite="no"` would overwrite. 0 and 1 can mean one thing only.
 
     Raises:
         InvalidArgumentError: Names all of them, with what was found.
     """
-    bad = {name: value for name, value in flags.items() if not _is_bool(value)}
+    bad = {
+        name: value
+        for name, value in flags.items()
+        if not _is_bool(value) and not (type(value) is int and value in (0, 1))
+    }
     if bad:
         shown = ", ".join(f"`{name}` is {value!r:.80}" for name, value in bad.items())
         raise InvalidArgumentError(f"{shown}; it takes {_SHOWN['bool']}")

@@ -35,12 +35,13 @@ class LeafPreview:
     """What would happen to one leaf.
 
     Example:
-        >>> import stowax
+        >>> import jax, jax.numpy as jnp, stowax
         >>> path = getfixture("tmp_path") / "checkpoint"
-        >>> stowax.save(path, {"step": 7})
-        >>> row = stowax.preview_load(path, {"step": float}).rows[0]
+        >>> stowax.save(path, {"w": jnp.ones((4, 5))})
+        >>> narrower = jax.ShapeDtypeStruct((4, 5), jnp.bfloat16)
+        >>> row = stowax.preview_load(path, {"w": narrower}).rows[0]
         >>> row.target, row.stored_form, row.asked_form, row.outcome
-        ('step', 'int64[]', 'float', 'cast')
+        ('w', 'float32[4, 5]', 'bfloat16[4, 5]', 'cast')
     """
 
     target: str | None
@@ -101,7 +102,7 @@ class LoadPreview:
         >>> stowax.save(path, {"step": 7, "lr": 0.1})
         >>> preview = stowax.preview_load(path, {"step": int})
         >>> preview.problems
-        ('lr: stored float64[], not asked for',)
+        ('lr: stored float, not asked for',)
         >>> preview.check()
         Traceback (most recent call last):
         ...
