@@ -1,12 +1,11 @@
-"""One save and one load, side by side with Orbax, safetensors and the raw disk.
+"""Saves and loads, side by side with Orbax, safetensors and the raw disk.
 
-    python benchmarks/compare.py [--rounds N] [--directory DIR] [--table FILE]
+    python benchmarks/compare.py [--quick] [--rounds N] [--directory DIR] [--table FILE]
 
-Every measurement is a process of its own, and the libraries take turns within a round,
-so that a slow moment of the machine does not hit one of them alone.  What is saved is
-made durable by all: Stowax does so itself; after the others the script syncs every
-file.  Loads are warm.  Figures are medians of the rounds, as ratios to the raw disk
-(one file, write + fsync, read into fresh memory): 1.0 is the disk, more is slower.
+Every measurement is a process of its own (`measure.py`), and the libraries take turns
+within a round, so that a slow moment of the machine does not hit one of them alone.
+Figures are medians of the rounds; times of saves and loads are ratios to the raw disk
+in the same run: 1.0 is the disk, more is slower.
 """
 
 from __future__ import annotations
@@ -20,180 +19,163 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
-import numpy as np
+from cases import CASES, QUICK_CASES
+from libraries import LIBRARIES
 
-CASES = {
-    "8 x 32 MiB": (8, 32 << 20),
-    "200 x 1 MiB": (200, 1 << 20),
-    "2,000 x 4 KiB": (2_000, 4 << 10),
-}
-LIBRARIES = ("raw", "stowax", "orbax", "safetensors")
+RATIOS = ("save", "save again", "load", "load NumPy", "load cold")
+MILLISECONDS = ("blocking", "metadata", "import")
+MEBIBYTES = ("save, extra memory", "load, extra memory", "size")
+COLUMNS = (
+    "save",
+    "save again",
+    "blocking",
+    "load",
+    "load NumPy",
+    "load cold",
+    "metadata",
+    "save, extra memory",
+    "load, extra memory",
+    "files",
+    "size",
+    "import",
+)
+ACROSS = "stowax from orbax"
+"""What Orbax wrote, loaded here."""
+
+Figures = dict[str, float]
 
 
-def make_state(case: str) -> dict[str, np.ndarray]:
-    """Noise, because weights do not compress either."""
-    count, size_bytes = CASES[case]
-    noise = np.random.default_rng(0)
+def measure(action: str, library: str, case: str, folder: str) -> Figures:
+    """One measurement in a fresh process."""
+    script = str(Path(__file__).with_name("measure.py"))
+    command = [sys.executable, script, action, library, case, folder]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{process.stderr}")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def measure_round(case: str, directory: str) -> dict[str, Figures]:
+    """Every library once: it saves, and in another process loads."""
+    figures: dict[str, Figures] = {}
+    for library in LIBRARIES:
+        folder = tempfile.mkdtemp(dir=directory, prefix="stowax-bench-")
+        try:
+            saved = measure("save", library, case, folder)
+            figures[library] = saved | measure("load", library, case, folder)
+            if library == "orbax":
+                figures[ACROSS] = measure("load", "stowax", case, folder)
+                del figures[ACROSS]["import"]
+        finally:
+            shutil.rmtree(folder)
+    return figures
+
+
+def medians(rounds: Iterable[Mapping[str, Figures]]) -> dict[str, Figures]:
+    """The median of every figure of every library."""
+    seen: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for figures in rounds:
+        for library, values in figures.items():
+            for what, value in values.items():
+                seen[library][what].append(value)
     return {
-        f"leaf{i}": noise.standard_normal(size_bytes // 4, np.float32)
-        for i in range(count)
+        library: {what: statistics.median(all_) for what, all_ in values.items()}
+        for library, values in seen.items()
     }
 
 
-def sync(path: Path) -> None:
-    """Makes what others left in the page cache durable."""
-    for file in [path, *path.rglob("*")]:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def raw(path: Path) -> tuple[Callable[[Any], Any], Callable[[], Any]]:
-    """The disk itself: one file."""
-
-    def save(state: dict[str, np.ndarray]) -> None:
-        path.mkdir()
-        with (path / "data").open("wb", buffering=0) as file:
-            for leaf in state.values():
-                file.write(leaf.data)
-            os.fsync(file.fileno())
-
-    def load() -> np.ndarray:
-        buffer = np.empty((path / "data").stat().st_size, np.uint8)
-        with (path / "data").open("rb", buffering=0) as file:
-            view = memoryview(buffer)
-            while view.nbytes and (count := file.readinto(view)):
-                view = view[count:]
-        return buffer
-
-    return save, load
-
-
-def stowax(path: Path) -> tuple[Callable[[Any], Any], Callable[[], Any]]:
-    """This library, with its defaults: checksums on, synced."""
-    import stowax
-
-    return lambda state: stowax.save(path, state), lambda: stowax.load(path)
-
-
-def orbax(path: Path) -> tuple[Callable[[Any], Any], Callable[[], Any]]:
-    """Orbax v1, with its defaults."""
-    from orbax.checkpoint import v1
-
-    def save(state: dict[str, np.ndarray]) -> None:
-        v1.save(path, state)
-        sync(path)
-
-    return save, lambda: v1.load(path)
-
-
-def safetensors(path: Path) -> tuple[Callable[[Any], Any], Callable[[], Any]]:
-    """The safetensors library, for NumPy."""
-    from safetensors import numpy
-
-    def save(state: dict[str, np.ndarray]) -> None:
-        path.mkdir()
-        numpy.save_file(state, path / "data")
-        sync(path)
-
-    return save, lambda: numpy.load_file(path / "data")
-
-
-def measure(library: str, case: str, directory: Path) -> dict[str, float]:
-    """Seconds of one save and one warm load, after a small one of each."""
-    implementation = {
-        "raw": raw,
-        "stowax": stowax,
-        "orbax": orbax,
-        "safetensors": safetensors,
-    }[library]
-    save, load = implementation(directory / "small")
-    save({"w": np.ones(8, np.float32)})
-    load()
-    save, load = implementation(directory / "checkpoint")
-    state = make_state(case)
-    began = time.perf_counter()
-    save(state)
-    saved = time.perf_counter()
-    loaded = load()
-    ended = time.perf_counter()
-    del loaded
-    return {"save": saved - began, "load": ended - saved}
-
-
-def run_child(library: str, case: str, directory: str) -> dict[str, float]:
-    """One measurement in a fresh process."""
-    folder = Path(tempfile.mkdtemp(dir=directory, prefix="stowax-bench-"))
-    command = [sys.executable, __file__, "--measure", library, case, str(folder)]
-    try:
-        output = subprocess.run(command, check=True, capture_output=True, text=True)
-    finally:
-        shutil.rmtree(folder)
-    return json.loads(output.stdout.splitlines()[-1])
-
-
-def compare(rounds: int, directory: str) -> list[str]:
-    """Runs everything; returns the table as lines of Markdown."""
+def table(case: str, figures: Mapping[str, Figures]) -> list[str]:
+    """One case as a table of Markdown, a line for each library."""
+    raw = figures["raw"]
     lines = [
-        "| case | what | raw, seconds | stowax | orbax | safetensors |",
-        "|---|---|---|---|---|---|",
+        f"## {case}",
+        "",
+        (
+            f"Raw: save {raw['save']:.3f} s, load {raw['load']:.3f} s warm and "
+            f"{raw['load cold']:.3f} s cold, {raw['size'] / 1e9:.3f} GB."
+        ),
+        "",
+        f"| library | {' | '.join(_heading(column) for column in COLUMNS)} |",
+        f"|---|{'---|' * len(COLUMNS)}",
     ]
-    for case in CASES:
-        seconds: dict[str, dict[str, list[float]]] = {
-            library: {"save": [], "load": []} for library in LIBRARIES
-        }
-        for _ in range(rounds):
-            for library in LIBRARIES:
-                for what, value in run_child(library, case, directory).items():
-                    seconds[library][what].append(value)
-        for what in ("save", "load"):
-            median = {
-                library: statistics.median(seconds[library][what])
-                for library in LIBRARIES
-            }
-            ratios = [f"{median[name] / median['raw']:.1f}" for name in LIBRARIES[1:]]
-            cells = [case, what, f"{median['raw']:.3f}", *ratios]
-            lines.append(f"| {' | '.join(cells)} |")
-            print(lines[-1], flush=True)
+    for library, values in figures.items():
+        cells = [_cell(column, values, raw) for column in COLUMNS]
+        lines.append(f"| {library} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _heading(column: str) -> str:
+    unit = "ms" if column in MILLISECONDS else "MiB" if column in MEBIBYTES else ""
+    return f"{column}, {unit}" if unit else column
+
+
+def _cell(column: str, values: Figures, raw: Figures) -> str:
+    if column not in values:
+        return ""
+    value = values[column]
+    if column in RATIOS:
+        # A second save is as much for the disk as the first, and NumPy as a load.
+        base = {"save again": "save", "load NumPy": "load"}.get(column, column)
+        return f"{value / raw[base]:.2f}"
+    if column in MILLISECONDS:
+        return f"{value * 1e3:.1f}"
+    return f"{value / (1 << 20):.0f}" if column in MEBIBYTES else f"{value:.0f}"
+
+
+def compare(cases: Sequence[str], rounds: int, directory: str) -> list[str]:
+    """Runs everything; returns the tables as lines of Markdown."""
+    lines: list[str] = []
+    for case in cases:
+        measured = [measure_round(case, directory) for _ in range(rounds)]
+        lines += table(case, medians(measured))
+        print("\n".join(lines[-len(LIBRARIES) - 8 :]), flush=True)
     return lines
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (
+        f"{os.cpu_count()} cores, {memory_bytes / (1 << 30):.0f} GiB of memory, "
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    )
 
 
 def main() -> None:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small cases, one round")
+    parser.add_argument("--case", action="append", help="only this one")
+    parser.add_argument("--rounds", type=int)
     parser.add_argument("--directory", default=tempfile.gettempdir())
-    parser.add_argument("--table", type=Path, help="write the table to this file")
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--table", type=Path, help="write the tables to this file")
     options = parser.parse_args()
-    if options.measure:
-        library, case, folder = options.measure
-        print(json.dumps(measure(library, case, Path(folder))))
-        return
-    lines = compare(options.rounds, options.directory)
+    cases = options.case or [*(QUICK_CASES if options.quick else CASES)]
+    rounds = options.rounds or (1 if options.quick else 3)
+    lines = compare(cases, rounds, options.directory)
     if options.table is not None:
-        machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}"
-        python = platform.python_version()
-        note = f"Medians of {options.rounds} rounds on {machine}, Python {python}."
-        text = f"# Benchmarks\n\n{_INTRODUCTION}\n\n{note}\n\n" + "\n".join(lines)
-        options.table.write_text(text + "\n")
+        note = f"Medians of {rounds} rounds on a machine with {machine()}."
+        text = [f"# Benchmarks\n\n{_INTRODUCTION}\n\n{note}\n", *lines]
+        options.table.write_text("\n".join(text).rstrip() + "\n")
 
 
 _INTRODUCTION = (
-    "`nox -s bench` writes this page.\n"
-    "Times as ratios to the raw disk in the same run (one file, write + fsync, warm "
-    "read into fresh memory): 1.0 is the disk, more is slower.\n"
-    "Everything is NumPy float32 noise, with the defaults of each library, and durable "
-    "when the clock stops.\n"
-    "Small leaves cost Stowax some 100 µs each; the disk hardly notices them. Figures "
-    "of virtual machines vary by a factor of two from run to run, ratios by less."
+    "`nox -s bench` writes this page; `nox -s bench -- --quick` takes some minutes.\n"
+    "Times of saves and loads are ratios to the raw disk in the same run (one file: "
+    "written and synced by one thread; read into fresh memory, warm by one thread, "
+    "cold by the best of one to four): 1.0 is the disk, more is slower.\n"
+    "Leaves are JAX arrays on CPU devices, of noise. Libraries have their defaults, "
+    "and what they saved is durable when the clock stops.\n"
+    "Extra memory is the peak beyond the state and the result. It is not given where "
+    "several devices hold the same. Figures of virtual machines vary by a factor of "
+    "two from run to run, ratios by less."
 )
 
 if __name__ == "__main__":
