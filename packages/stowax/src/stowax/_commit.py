@@ -58,9 +58,6 @@ from stowax._stores._base import already_published, join, walk
 from stowax._tasks import drop, finish_all, noting
 from stowax.errors import CheckpointExistsError, SaveError, UnsupportedOptionError
 
-DRAFT_SUFFIX_BYTES = len(f"{UNFINISHED_MARK}-{uuid.UUID(int=0).hex}")
-"""How much longer the name of a draft is than that of the checkpoint."""
-
 _logger = logging.getLogger("stowax")
 
 
@@ -73,6 +70,11 @@ class RootFacts:
     is_step: bool = False
     """A step of a training run, which Orbax arranges a little differently: without
     the indicator of its v1 layout, and with a commit file in every item."""
+
+
+def draft_of(path: str) -> str:
+    """A place for a draft of a checkpoint, beside it; a new one for every attempt."""
+    return f"{path}{UNFINISHED_MARK}-{uuid.uuid4().hex}"
 
 
 async def begin(
@@ -123,7 +125,7 @@ async def begin(
                     f"{path} is no checkpoint, so it is not replaced; choose another "
                     "path, or move away what is there"
                 )
-        operation.directory = f"{path}{UNFINISHED_MARK}-{uuid.uuid4().hex}"
+        operation.directory = draft_of(path)
         mode = settings.permission_mode
         if mode is not None and not store.has_directories:
             raise UnsupportedOptionError(

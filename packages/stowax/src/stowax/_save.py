@@ -5,13 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import logging
-import os
 import posixpath
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
-from stowax._commit import DRAFT_SUFFIX_BYTES, RootFacts, abandon, begin, commit
+from stowax._commit import RootFacts, abandon, begin, commit, draft_of
 from stowax._context import Settings, check_supported, current_settings
 from stowax._custom_metadata import json_object
 from stowax._formats._base import RESERVED_NAMES
@@ -317,7 +316,8 @@ def stage_save(
                 f"{location}: a name with {mark!r} marks an unfinished checkpoint; "
                 "choose another"
             )
-    _check_length(location, settings)
+    if store_of(settings, location).has_directories:
+        _check_directory(location)
     reservation = (id(settings.store), location)
     is_reserved = runtime.reserve(reservation)
     try:
@@ -539,32 +539,29 @@ def _check_name(name: Any) -> None:
     raise InvalidNameError(f"the checkpointable name {name!r} {reason}")
 
 
-def _check_length(location: str, settings: Settings) -> None:
-    """Refuses a name that leaves no room for that of the draft beside it.
+def _check_directory(location: str) -> None:
+    """Refuses a path whose last part a file system does not take, or not as a draft.
 
     Raises:
-        InvalidNameError: Says how long it may be.
+        InvalidNameError: Says why.
     """
-    if not store_of(settings, location).has_directories:
-        return
-    size_bytes = len(os.fsencode(posixpath.basename(location)))
-    limit_bytes = _NAME_LIMIT_BYTES - DRAFT_SUFFIX_BYTES
-    if size_bytes > limit_bytes:
+    limit_bytes = _NAME_LIMIT_BYTES - (len(draft_of(location)) - len(location))
+    problem = _unwritable(posixpath.basename(location), limit_bytes)
+    if problem is not None:
         raise InvalidNameError(
-            f"{location}: the last part has {size_bytes} bytes; it may have "
-            f"{limit_bytes}, because a file system takes {_NAME_LIMIT_BYTES} and what "
-            "is not yet complete has a longer name"
+            f"{location!r}: the last part {problem} (until it is complete, a "
+            "checkpoint has a longer name); choose another"
         )
 
 
-def _unwritable(name: str) -> str | None:
+def _unwritable(name: str, limit_bytes: int = _NAME_LIMIT_BYTES) -> str | None:
     """What keeps a file system from having a directory of this name."""
     try:
         size_bytes = len(name.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:
         return "holds half of a surrogate pair"
-    if size_bytes > _NAME_LIMIT_BYTES:
-        return f"has {size_bytes} bytes; a file system takes {_NAME_LIMIT_BYTES}"
+    if size_bytes > limit_bytes:
+        return f"has {size_bytes} bytes; it may have {limit_bytes}"
     return None
 
 
