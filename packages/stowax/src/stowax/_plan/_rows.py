@@ -46,7 +46,8 @@ class LeafPreview:
 
     target: str | None
     """Its name in the result; None for a stored leaf that the result has no place
-    for."""
+    for. Of a tree that is one leaf it is empty; ``''`` is the leaf below an empty
+    key."""
 
     stored: str | None
     """The name of the stored leaf that it is made of; None if there is none."""
