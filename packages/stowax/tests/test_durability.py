@@ -742,17 +742,23 @@ class Late:
         raise NotImplementedError
 
 
-def test_guest_that_comes_too_late(tmp_path, monkeypatch):
-    """A guest that begins to write when all is over is told so, and leaves nothing."""
-    monkeypatch.setattr(_operation, "GUEST_GRACE_SECS", 0)
+def outlast(path):
+    """Has a guest go on, to its end, when its save has been given up."""
     late = Late(creates=True)
-
     with stowax.Context(asynchronous=AsyncOptions(timeout_secs=1)):
-        response = stowax.save_checkpointables_async(tmp_path / "a", {"late": late})
+        response = stowax.save_checkpointables_async(path, {"late": late})
     with pytest.raises(DeadlineError):
         response.result()
     late.gate.set()
     assert late.ended.wait(10)
+    return late
+
+
+def test_guest_that_comes_too_late(tmp_path, monkeypatch):
+    """A guest that begins to write when all is over is told so, and leaves nothing."""
+    monkeypatch.setattr(_operation, "GUEST_GRACE_SECS", 0)
+
+    late = outlast(tmp_path / "a")
 
     assert isinstance(late.error, SaveError)
     assert str(tmp_path / "a") in str(late.error)
@@ -762,15 +768,8 @@ def test_guest_that_comes_too_late(tmp_path, monkeypatch):
 def test_guest_that_is_given_up_is_no_news(tmp_path, monkeypatch, caplog):
     """The response tells of it; asyncio has no failure of its own to log."""
     monkeypatch.setattr(_operation, "GUEST_GRACE_SECS", 0)
-    late = Late(creates=True)
 
-    with stowax.Context(asynchronous=AsyncOptions(timeout_secs=1)):
-        response = stowax.save_checkpointables_async(tmp_path / "a", {"late": late})
-    with pytest.raises(DeadlineError):
-        response.result()
-    late.gate.set()
-    assert late.ended.wait(10)
-    del response
+    outlast(tmp_path / "a")
     default_runtime().finish()
     gc.collect()
 
