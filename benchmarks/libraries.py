@@ -6,6 +6,7 @@ every file is synced here, in the time that is measured.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import ctypes
 import os
@@ -45,20 +46,20 @@ def bytes_of(leaf: Any) -> memoryview:
     return np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8).data
 
 
-class Library:
-    """What is not overridden, the library does not have."""
+class Library(abc.ABC):
+    """What is None, the library does not have."""
 
     save_async: Callable[[Path, Tree], Any] | None = None
     load_numpy: Callable[[Path, Tree], Any] | None = None
     metadata: Callable[[Path], Any] | None = None
 
+    @abc.abstractmethod
     def save(self, path: Path, state: Tree) -> None:
         """Saves a tree of arrays, durably."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def load(self, path: Path, abstract: Tree) -> Tree:
         """Loads it as arrays of JAX, on the devices that the abstract tree names."""
-        raise NotImplementedError
 
 
 class Raw(Library):
@@ -179,19 +180,18 @@ class Orbax(Library):
         from orbax.checkpoint import v1
 
         self._ocp = v1
-        saving = v1.options.ArrayOptions.Saving(use_compression=compresses)
-        self._options = v1.options.ArrayOptions(saving=saving)
+        self._compresses = compresses
         self.metadata = v1.metadata
 
     def save(self, path: Path, state: Tree) -> None:
         """`save`, and a sync of every file."""
-        with self._ocp.Context(array_options=self._options):
+        with self._context():
             self._ocp.save(path, state)
         sync(path)
 
     def save_async(self, path: Path, state: Tree) -> Any:
         """`save_async`; nobody syncs."""
-        with self._ocp.Context(array_options=self._options):
+        with self._context():
             return self._ocp.save_async(path, state)
 
     def load(self, path: Path, abstract: Tree) -> Tree:
@@ -207,6 +207,11 @@ class Orbax(Library):
                 abstract,
             ),
         )
+
+    def _context(self) -> Any:
+        context = self._ocp.Context()
+        context.array.saving.use_compression = self._compresses
+        return context
 
 
 class Safetensors(Library):
