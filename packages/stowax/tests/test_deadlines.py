@@ -121,7 +121,8 @@ def test_handler_alone(tmp_path, handler, value, target, verb):
     store.is_stuck = True
     what = rf"the {verb} of {tmp_path}/item took longer than 0\.1 s.*timeout_secs"
     with in_context(store, 0.1), pytest.raises(DeadlineError, match=what):
-        asyncio.run(save() if verb == "write" else load())
+        # Without its deadline it would hang; so it fails instead.
+        asyncio.run(asyncio.wait_for(save() if verb == "write" else load(), 20))
 
 
 class StuckAtData(LocalStore):

@@ -74,23 +74,30 @@ class TestMismatch:
     @pytest.mark.parametrize(
         ("stored", "asked", "problems"),
         [
-            ({"": 1.5}, 2.5, ["<root>: asked float, not stored", "'': stored float,"]),
-            (1.5, {"": 2.5}, ["'': asked float, not stored", "<root>: stored float,"]),
+            (
+                {"": 1.5},
+                2.5,
+                ["<root>: asked float, not stored", "'': stored float, not asked for"],
+            ),
+            (
+                1.5,
+                {"": 2.5},
+                ["'': asked float, not stored", "<root>: stored float, not asked for"],
+            ),
             ({"": 1.5}, {"": "text"}, ["'': asked string, stored float"]),
             (1.5, "text", ["<root>: asked string, stored float"]),
         ],
         ids=repr,
     )
     def test_empty_key_is_not_the_root(self, place, stored, asked, problems):
-        """A leaf below the key "" is told from a tree that is a leaf."""
+        """A leaf below the key "" is told from a tree that is a leaf: not near it."""
         stowax.save(place / "c", stored)
 
         with pytest.raises(TreeMismatchError) as caught:
             stowax.load(place / "c", asked)
 
-        found = caught.value.problems
-        assert len(found) == len(problems)
-        assert all(map(str.startswith, found, problems)), found
+        assert [*caught.value.problems] == problems
+        assert "rename" not in str(caught.value)
 
     @pytest.mark.parametrize(
         ("changes", "lines"),

@@ -279,6 +279,7 @@ def _asked(
         elif position < 0:
             keys, near = other_keys(path, roles), None
             if keys is None and hint_count < HINT_COUNT:
+                # A rule cannot say "" of the key that is empty: it means the root.
                 near = near_name(looked_up, unused) or None
                 hint_count += 1
             row = _missing(name, looked_up, leaf, near, (keys, function_advice(leaf)))
