@@ -13,7 +13,8 @@ from sample_trees import NUMPY_DTYPES, bits, differences
 from stowax._box import Box, whole
 from stowax._codecs._checksum import crc32c
 from stowax._codecs._zarr import TRAILER_BYTES, dtype_name
-from stowax._engine import ChunkSource, write_chunks
+from stowax._engine_read import ChunkSource
+from stowax._engine_write import write_chunks
 from stowax._formats._base import ReadRequest
 from stowax._keypath import Key, Node
 from stowax._manifest import LeafEntry, Manifest

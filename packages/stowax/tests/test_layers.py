@@ -49,7 +49,8 @@ LAYERS = {
     # movers
     "_budget": 4,
     "_digest": 4,
-    "_engine": 4,
+    "_engine_read": 4,
+    "_engine_write": 4,
     "_response": 4,
     "_stores": 4,
     "_tensorstore": 4,

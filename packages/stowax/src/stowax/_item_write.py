@@ -31,7 +31,7 @@ from stowax._codecs._ocdbt import Reference
 from stowax._codecs._ocdbt_write import encode_database
 from stowax._codecs._zarr import TRAILER_BYTES, array_document, chunk_key, dtype_name
 from stowax._context import SaveSettings
-from stowax._engine import write_chunks
+from stowax._engine_write import write_chunks
 from stowax._formats._orbax_strings import check_string_names
 from stowax._formats._orbax_tree_write import encode_documents
 from stowax._formats._stowax import MANIFEST, PART_PREFIX, PROCESS_PREFIX

@@ -32,7 +32,7 @@ from stowax._codecs._item_manifest import (
     encode_digests,
 )
 from stowax._codecs._zarr import check_extents, dtype_from_name
-from stowax._engine import ChunkSource
+from stowax._engine_read import ChunkSource
 from stowax._formats import _orbax_json
 from stowax._formats._base import Layout, OpenCheckpoint, TreeItem
 from stowax._manifest import TEXT_KINDS, ChunkTable, Digest, LeafEntry, Manifest
