@@ -136,8 +136,8 @@ def test_eight_save_compressed(cluster):
 
     assert_is_saved(alone)
     manifest = asyncio.run(read_bytes(store, f"{PATH}/state/stowax.manifest"))
-    leaves = unseal(manifest)["leaves"]
-    assert {leaf.get("codec") for leaf in leaves if "dtype" in leaf} == {"zstd"}
+    forms = unseal(manifest)["forms"]
+    assert {form.get("codec") for form in forms if "dtype" in form} == {"zstd"}
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,24 @@ from stowax._engine_read import ChunkSource
 from stowax._engine_write import write_chunks
 from stowax._formats._base import ReadRequest
 from stowax._keypath import Key, Node
-from stowax._manifest import LeafEntry, Manifest
+from stowax._manifest import LeafEntry, LeafForm, Manifest
 from stowax._plan import _write
 from stowax._plan._write import ArrayLayout, plan_write
 from stowax.errors import CorruptCheckpointError
 from stowax.testing import MemoryStore, RecordingStore
+
+
+class Staged:
+    """Parts that are there from the beginning."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    async def staged(self, file):
+        pass
+
+    def written(self, file):
+        pass
 
 
 async def write(store, arrays, *, limit_bytes=64 << 20):
@@ -29,26 +42,27 @@ async def write(store, arrays, *, limit_bytes=64 << 20):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_write, "CHUNK_LIMIT_BYTES", limit_bytes)
         patch.setattr(_write, "FILE_LIMIT_BYTES", limit_bytes)
-        layouts = [
-            ArrayLayout(
-                leaf=i,
+        layouts = {
+            i: ArrayLayout(
                 shape=a.shape,
                 dtype=a.dtype,
                 parts=((whole(a.shape), (0,)),) if a.size else (),
             )
             for i, a in enumerate(arrays)
-        ]
+        }
         plan = plan_write(layouts, process_index=0, data_directory="d/")
-    parts = {(i, whole(a.shape)): a for i, a in enumerate(arrays)}
-    table = await write_chunks(store, "/item", plan, parts)
+    staged = Staged([arrays[part.leaf] for part in plan.parts])
+    table = await write_chunks(store, "/item", plan, staged)
     leaves = tuple(
         LeafEntry(
-            path=(Key("key", f"leaf{i}"),),
-            name=f"leaf{i}",
-            kind="np.ndarray",
-            dtype=dtype_name(a.dtype),
-            shape=a.shape,
-            chunk_shape=plan.chunk_shapes[i],
+            (Key("key", f"leaf{i}"),),
+            f"leaf{i}",
+            LeafForm(
+                kind="np.ndarray",
+                dtype=dtype_name(a.dtype),
+                shape=a.shape,
+                chunk_shape=plan.chunk_shapes[i],
+            ),
         )
         for i, a in enumerate(arrays)
     )
@@ -61,7 +75,7 @@ async def read(store, manifest, boxes, *, verify=True):
         ReadRequest(
             leaf=leaf,
             box=box,
-            out=np.full(box.shape, 1, bits(manifest.leaves[leaf].dtype, ()).dtype),
+            out=np.full(box.shape, 1, bits(manifest.leaves[leaf].form.dtype, ()).dtype),
         )
         for leaf, box in boxes
     ]
@@ -136,7 +150,7 @@ def test_edge_chunks_are_padded_with_zeros():
 
     manifest, content = asyncio.run(there())
 
-    assert manifest.leaves[0].chunk_shape == (2,)
+    assert manifest.leaves[0].form.chunk_shape == (2,)
     assert b"\xff\xff\0\0" + crc32c(b"\xff\xff\0\0").to_bytes(4, "little") in content
 
 
@@ -246,14 +260,8 @@ def test_chunk_of_another_length():
         store = MemoryStore()
         manifest = await write(store, [np.arange(4)])
         (leaf,) = manifest.leaves
-        wrong = LeafEntry(
-            path=leaf.path,
-            name=leaf.name,
-            kind=leaf.kind,
-            dtype="int32",
-            shape=(4,),
-            chunk_shape=(4,),
-        )
+        form = dataclasses.replace(leaf.form, dtype="int32")
+        wrong = leaf._replace(form=form)
         manifest = Manifest(root=manifest.root, leaves=(wrong,), chunks=manifest.chunks)
         with pytest.raises(CorruptCheckpointError, match="16 expected"):
             await read(store, manifest, [(0, whole((4,)))])

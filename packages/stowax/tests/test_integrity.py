@@ -450,7 +450,7 @@ def test_shape_says_what_is_stored(checkpoint, facts):
     (checkpoint / "stowax.json").unlink()
     manifest = checkpoint / "state/stowax.manifest"
     document = unseal(manifest.read_bytes())
-    (leaf,) = (e for e in document["leaves"] if e["kind"] == "np.ndarray")
+    (leaf,) = (e for e in document["forms"] if e["kind"] == "np.ndarray")
     leaf.update(facts)
     manifest.write_bytes(seal(document))
 
@@ -482,7 +482,7 @@ def test_shape_that_no_array_has(tmp_path, read, facts):
     stowax.save(tmp_path / "c", {"empty": np.zeros((0, 3)), "x": 1})
     manifest = tmp_path / "c/state/stowax.manifest"
     document = unseal(manifest.read_bytes())
-    document["leaves"][0].update(facts)
+    document["forms"][0].update(facts)
     manifest.write_bytes(seal(document))
 
     with pytest.raises(CorruptCheckpointError, match="leaf 'empty' has the shape"):

@@ -10,13 +10,16 @@ import pytest
 from sample_trees import bits, differences, shardings
 
 from stowax._box import whole
+from stowax._budget import Budget
 from stowax._context import Context, LoadSettings
 from stowax._formats._detect import open_tree
+from stowax._item_layout import stage_item
 from stowax._item_read import metadata_tree, plan_load
-from stowax._item_write import complete_items, stage_item, told_parts, write_part
+from stowax._item_write import complete_items, told_parts, write_part
 from stowax._leaves._registry import Leaves
 from stowax._operation import Operation, in_place
 from stowax._processes import OneProcess
+from stowax._recent import Recent
 from stowax.errors import TreeError, TreeMismatchError
 from stowax.options import FileOptions
 from stowax.testing import MemoryStore
@@ -30,12 +33,33 @@ def operation(store) -> Operation:
     return in_place("/item", Context(file=FileOptions(store=store)).settings())
 
 
+def staged_item(tree, *, borrow=True):
+    """Takes a tree in, without any limit; nothing is staged yet."""
+    return stage_item(
+        tree,
+        ONE,
+        borrow=borrow,
+        leaves=LEAVES,
+        budget=Budget(),
+        limit_bytes=1 << 40,
+        known=Recent(1),
+    )
+
+
+async def staged_parts(tree, *, borrow=True):
+    """What is staged of a tree."""
+    staging = staged_item(tree, borrow=borrow).staging
+    await staging.stage_first()
+    return staging.parts
+
+
 def saved(tree):
     """Writes a tree to a store; returns the operation and the open item."""
     current = operation(MemoryStore())
 
     async def there():
-        staged = stage_item(tree, ONE, borrow=True, leaves=LEAVES)
+        staged = staged_item(tree)
+        await staged.staging.stage_first()
         await write_part(staged, "/item", current)
         await complete_items(current, [told_parts(current)])
         return await open_tree(current.store, "/item", {}, verify=True)
@@ -103,13 +127,15 @@ class Watched(dict):
 def test_documents_are_encoded_off_the_loop():
     """However many leaves there are, the engine's loop goes on meanwhile."""
     current = operation(MemoryStore())
-    staged = stage_item({"w": jax.numpy.zeros(3)}, ONE, borrow=True, leaves=LEAVES)
-    (entry,) = staged.entries
-    sharding = Watched(entry.sharding)
-    entry = dataclasses.replace(entry, sharding=sharding)
-    staged = dataclasses.replace(staged, entries=(entry,))
+    staged = staged_item({"w": jax.numpy.zeros(3)})
+    (entry,) = staged.layout.entries
+    sharding = Watched(entry.form.sharding)
+    form = dataclasses.replace(entry.form, sharding=sharding)
+    layout = dataclasses.replace(staged.layout, entries=(entry._replace(form=form),))
+    staged = dataclasses.replace(staged, layout=layout)
 
     async def write():
+        await staged.staging.stage_first()
         await write_part(staged, "/item", current)
         await complete_items(current, [told_parts(current)])
         return threading.get_ident()
@@ -124,12 +150,8 @@ def test_staging_copies_what_may_change():
     """Unless it may be borrowed, host memory is copied; arrays of JAX never."""
     array = np.arange(4.0)
 
-    copied = stage_item({"a": array}, ONE, borrow=False, leaves=LEAVES).parts[
-        0, whole((4,))
-    ]
-    borrowed = stage_item({"a": array}, ONE, borrow=True, leaves=LEAVES).parts[
-        0, whole((4,))
-    ]
+    (copied,) = asyncio.run(staged_parts({"a": array}, borrow=False))
+    (borrowed,) = asyncio.run(staged_parts({"a": array}))
 
     assert not np.shares_memory(copied, array)
     assert np.shares_memory(borrowed, array)
@@ -139,17 +161,17 @@ def test_every_shard_is_staged_once():
     """Of a replicated array one replica of every part is staged."""
     array = jax.device_put(bits("int16", (8, 16)), shardings()["half"])
 
-    staged = stage_item(array, ONE, borrow=True, leaves=LEAVES)
+    parts = staged_item(array).layout.plan.parts
 
-    assert sorted(box.start for _, box in staged.parts) == [(0, 0), (4, 0)]
-    assert sum(part.size for part in staged.parts.values()) == array.size
+    assert sorted(part.box.start for part in parts) == [(0, 0), (4, 0)]
+    assert sum(part.size for part in asyncio.run(staged_parts(array))) == array.size
 
 
 def test_nothing_is_staged_of_a_bad_tree():
     """A tree that cannot be saved as a whole is refused as a whole."""
     for tree in (None, {"a": object()}, {"a.b": 1, "a": {"b": 2}}):
         with pytest.raises(TreeError):
-            stage_item(tree, ONE, borrow=True, leaves=LEAVES)
+            staged_item(tree)
 
 
 def test_plan_reads_only_what_is_needed():

@@ -37,9 +37,12 @@ LAYERS = {
     "_sharding": 1,
     # ports
     "_formats._base": 2,
+    "_budget": 2,
     "_handlers._base": 2,
     "_leaves._base": 2,
+    "_memory": 2,
     "_processes": 2,
+    "_recent": 2,
     "_runtime": 2,
     "_stores._base": 2,
     "_tasks": 2,
@@ -47,11 +50,11 @@ LAYERS = {
     "_codecs": 3,
     "_plan": 3,
     # movers
-    "_budget": 4,
     "_digest": 4,
     "_engine_read": 4,
     "_engine_write": 4,
     "_response": 4,
+    "_staging": 4,
     "_stores": 4,
     "_tensorstore": 4,
     "_transfer": 4,
@@ -59,6 +62,7 @@ LAYERS = {
     "_formats": 5,
     "_leaves": 5,
     # one item
+    "_item_layout": 6,
     "_item_leaf": 6,
     "_item_read": 6,
     "_item_target": 6,

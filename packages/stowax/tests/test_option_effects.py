@@ -64,7 +64,6 @@ NO_REGULATION = Hint(
     MemoryOptions.RegulatorOptions(max_memory_limit_gib=1, profiler=object()),
     "nothing is regulated: staging holds views of arrays, and copies of NumPy leaves",
 )
-NO_BUDGET = "nothing is limited yet: what is in flight is a few chunks per worker"
 ONE_READS_FOR_ITSELF = "every process reads what it needs itself"
 NO_SAFETENSORS = "no such file is read yet: that layout is refused"
 
@@ -214,9 +213,15 @@ PROOFS = {
     "deletion.gcs_deletion_options.todelete_full_path": Hint(
         "trash", "it is about Google Cloud Storage, which is not reached yet"
     ),
-    "memory.write_concurrent_bytes": Hint(1, NO_BUDGET),
-    "memory.read_concurrent_bytes": Hint(1, NO_BUDGET),
-    "memory.transfer_concurrent_bytes": Hint(1, NO_BUDGET),
+    "memory.write_concurrent_bytes": Effect(
+        "test_staging.py::test_what_does_not_fit_is_waited_for"
+    ),
+    "memory.read_concurrent_bytes": Effect(
+        "test_reading.py::test_scratch_stays_within_the_limit"
+    ),
+    "memory.transfer_concurrent_bytes": Effect(
+        "test_staging.py::test_the_lower_limit_counts"
+    ),
     "memory.regulator_options": NO_REGULATION,
     "memory.RegulatorOptions.max_memory_limit_gib": NO_REGULATION,
     "memory.RegulatorOptions.profiler": (
@@ -228,7 +233,9 @@ PROOFS = {
     "memory.RegulatorOptions.kp": NO_REGULATION,
     "memory.RegulatorOptions.ki": NO_REGULATION,
     "memory.RegulatorOptions.kd": NO_REGULATION,
-    "memory.expected_surge_bytes": Hint(1, NO_BUDGET),
+    "memory.expected_surge_bytes": Effect(
+        "test_staging.py::test_the_default_follows_the_memory_that_is_left"
+    ),
     "memory.is_prioritized_key_fn": Hint(
         lambda path: True, "all leaves are safe once `save_async` has returned"
     ),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stowax._box import Box, whole
 from stowax._formats._base import ReadRequest
 from stowax._keypath import Key
-from stowax._manifest import LeafEntry
+from stowax._manifest import LeafEntry, LeafForm
 from stowax._tensorstore import TensorStoreSource
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
 
@@ -46,7 +46,7 @@ def _write(directory, values, *, use_ocdbt, use_zarr3, chunk=3):
 
 
 def _leaf(name, kind="np.ndarray", **facts):
-    return LeafEntry(path=(Key("key", name),), name=name, kind=kind, **facts)
+    return LeafEntry((Key("key", name),), name, LeafForm(kind=kind, **facts))
 
 
 def _source(directory, leaves, *, use_ocdbt=True, use_zarr3=True, fill=True):
@@ -73,9 +73,10 @@ def _read(directory, boxes, **kwargs):
         source = _source(directory, [_leaf(name) for name, _ in boxes], **kwargs)
         requests = []
         for position, leaf in enumerate(await source.array_facts()):
-            box = boxes[position][1] or whole(leaf.shape)
+            box = boxes[position][1] or whole(leaf.form.shape)
             out = np.empty(
-                box.shape, np.dtype(getattr(ml_dtypes, leaf.dtype, leaf.dtype))
+                box.shape,
+                np.dtype(getattr(ml_dtypes, leaf.form.dtype, leaf.form.dtype)),
             )
             requests.append(ReadRequest(leaf=position, box=box, out=out))
         await source.read(requests)
@@ -129,9 +130,9 @@ def test_facts_are_those_of_the_arrays(tmp_path, use_ocdbt, use_zarr3):
     found = _facts(tmp_path, [string, _leaf("half"), _leaf("number")], **how)
 
     assert found[0] == string
-    assert [leaf.dtype for leaf in found[1:]] == ["bfloat16", "int64"]
-    assert [leaf.shape for leaf in found[1:]] == [(1, 6), ()]
-    assert [leaf.chunk_shape for leaf in found[1:]] == [(1, 3), ()]
+    assert [leaf.form.dtype for leaf in found[1:]] == ["bfloat16", "int64"]
+    assert [leaf.form.shape for leaf in found[1:]] == [(1, 6), ()]
+    assert [leaf.form.chunk_shape for leaf in found[1:]] == [(1, 3), ()]
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.int4, ml_dtypes.float8_e4m3fn])
@@ -217,7 +218,7 @@ def test_facts_open_no_array(tmp_path):
 
     found = _facts(tmp_path, [_leaf(name) for name in VALUES], use_ocdbt=False)
 
-    assert [leaf.shape for leaf in found] == [v.shape for v in VALUES.values()]
+    assert [leaf.form.shape for leaf in found] == [v.shape for v in VALUES.values()]
 
 
 def test_array_that_changes_is_noticed(tmp_path):

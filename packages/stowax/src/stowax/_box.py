@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import EllipsisType
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(NamedTuple):
     """The index range `[start, stop)` in every dimension of an array."""
 
     start: tuple[int, ...]
@@ -23,7 +23,7 @@ class Box:
     @property
     def shape(self) -> tuple[int, ...]:
         """Extent in every dimension."""
-        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+        return tuple(map(operator.sub, self.stop, self.start))
 
     @property
     def size(self) -> int:

@@ -148,6 +148,31 @@ class SaveSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySettings:
+    """How much host memory operations may take beside values and results."""
+
+    staging_bytes: int | None = None
+    """Of all saves together; None: half of what the process may still take."""
+
+    reading_bytes: int = 48 << 20
+    """Of all loads together, beside what they return."""
+
+    surge_bytes: int = 0
+    """What the program is about to need elsewhere."""
+
+    def staging_limit_bytes(self, spare_bytes: int, taken_bytes: int) -> int:
+        """What all saves together may take.
+
+        Args:
+            spare_bytes: What the process may still take.
+            taken_bytes: What saves have taken already.
+        """
+        if self.staging_bytes is not None:
+            return self.staging_bytes
+        return taken_bytes + max(0, spare_bytes - self.surge_bytes) // 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What an operation needs to know of its Context, for as long as it runs."""
 
@@ -189,6 +214,9 @@ class Settings:
 
     saving: SaveSettings = SaveSettings()
     """How arrays are written."""
+
+    memory: MemorySettings = MemorySettings()
+    """How much memory is taken."""
 
     permission_mode: int | None = None
     """Permission bits of the directory of a checkpoint; None: those of any other."""
@@ -497,6 +525,7 @@ class Context(OptionGroup):
             registry=self.checkpointables.registry,
             handlers=tuple(self.checkpointables.handlers),
             deepcopy_host_arrays=self.memory.deepcopy_host_arrays,
+            memory=_memory_settings(self.memory),
             barrier_prefix=self.multiprocessing.barrier_sync_key_prefix or "",
             saving=_saving(self.array.saving),
             permission_mode=self.file.path_permission_mode,
@@ -666,6 +695,18 @@ def _saving(options: ArrayOptions.Saving) -> SaveSettings:
         share_among_most=options.max_replicas_for_replica_parallel,
         record_shardings=options.enable_write_sharding_file,
         record_array_metadata=options.array_metadata_store is not None,
+    )
+
+
+def _memory_settings(options: MemoryOptions) -> MemorySettings:
+    """Both limits that Orbax has for a save are one here: there is one staging area."""
+    asked = [options.write_concurrent_bytes, options.transfer_concurrent_bytes]
+    given = [size_bytes for size_bytes in asked if size_bytes is not None]
+    reading_bytes = options.read_concurrent_bytes
+    return MemorySettings(
+        staging_bytes=min(given, default=None),
+        reading_bytes=48 << 20 if reading_bytes is None else reading_bytes,
+        surge_bytes=int(options.expected_surge_bytes or 0),
     )
 
 

@@ -52,8 +52,8 @@ class _ChunkRead:
     @property
     def size_bytes(self) -> int:
         """Its length before it was compressed."""
-        dtype = dtype_from_name(self.entry.dtype or "")
-        return math.prod(self.entry.chunk_shape) * dtype.itemsize
+        dtype = dtype_from_name(self.entry.form.dtype or "")
+        return math.prod(self.entry.form.chunk_shape) * dtype.itemsize
 
 
 class ChunkSource:
@@ -102,9 +102,9 @@ class ChunkSource:
         found: dict[tuple[int, int], _ChunkRead] = {}
         for request in requests:
             entry = self._leaves[request.leaf]
-            counts = grid_counts(entry.shape, entry.chunk_shape)
+            counts = grid_counts(entry.form.shape, entry.form.chunk_shape)
             for grid_index, box in chunks_in(
-                request.box, entry.shape, entry.chunk_shape
+                request.box, entry.form.shape, entry.form.chunk_shape
             ):
                 key = (request.leaf, ordinal_of(grid_index, counts))
                 if key not in found:
@@ -130,7 +130,7 @@ class ChunkSource:
             length_bytes=int(table.length_bytes[row]),
             sums=table.sums[first_sum : int(table.sum_ends[row])].tolist(),
         )
-        if entry.codec is None and chunk.length_bytes != chunk.size_bytes:
+        if entry.form.codec is None and chunk.length_bytes != chunk.size_bytes:
             raise CorruptCheckpointError(
                 f"{self._directory}: chunk {box} of leaf {entry.name!r} has "
                 f"{chunk.length_bytes} bytes in the manifest; {chunk.size_bytes} "
@@ -156,7 +156,7 @@ class ChunkSource:
             self._take(path, chunk, payload)
 
     async def _read_one(self, path: str, chunk: _ChunkRead) -> None:
-        if chunk.entry.codec is not None:
+        if chunk.entry.form.codec is not None:
             payload = allocate((chunk.length_bytes,), np.dtype(np.uint8))
             await self._fill(path, [chunk], payload)
             await on_worker(self._take, path, chunk, payload)
@@ -176,7 +176,7 @@ class ChunkSource:
     def _take(self, path: str, chunk: _ChunkRead, payload: np.ndarray) -> None:
         """Verifies a payload, and brings its elements to where they are wanted."""
         self._check(path, chunk, payload)
-        if chunk.entry.codec is None:
+        if chunk.entry.form.codec is None:
             _copy_out(chunk, payload)
             return
         direct = _direct_memory(chunk)
@@ -191,12 +191,12 @@ class ChunkSource:
         self, path: str, chunk: _ChunkRead, payload: np.ndarray, out: np.ndarray
     ) -> None:
         try:
-            CODECS[chunk.entry.codec or ""].decode_into(payload.data, out.data)
+            CODECS[chunk.entry.form.codec or ""].decode_into(payload.data, out.data)
         except ValueError as error:
             raise CorruptCheckpointError(
                 f"{path}: bytes {chunk.offset_bytes} to "
                 f"{chunk.offset_bytes + chunk.length_bytes} are not what "
-                f"{chunk.entry.codec} makes of {chunk.box} of leaf "
+                f"{chunk.entry.form.codec} makes of {chunk.box} of leaf "
                 f"{chunk.entry.name!r}: {error}. Load an older checkpoint."
             ) from error
 
@@ -261,7 +261,7 @@ def _direct_memory(chunk: _ChunkRead) -> np.ndarray | None:
     if len(chunk.uses) != 1:
         return None
     request, common = chunk.uses[0]
-    if common.shape != chunk.entry.chunk_shape:
+    if common.shape != chunk.entry.form.chunk_shape:
         return None
     view = request.out[common.within(request.box)]
     if not view.flags.c_contiguous:
@@ -282,14 +282,16 @@ def _needed_bytes(chunk: _ChunkRead) -> Iterator[tuple[int, int]]:
         )
         for _, common in chunk.uses
     ]
-    itemsize = dtype_from_name(chunk.entry.dtype or "").itemsize
-    for run in needed_blocks(boxes, chunk.entry.chunk_shape, itemsize, BLOCK_BYTES):
+    itemsize = dtype_from_name(chunk.entry.form.dtype or "").itemsize
+    for run in needed_blocks(
+        boxes, chunk.entry.form.chunk_shape, itemsize, BLOCK_BYTES
+    ):
         yield run.start * BLOCK_BYTES, min(run.stop * BLOCK_BYTES, chunk.length_bytes)
 
 
 def _copy_out(chunk: _ChunkRead, payload: np.ndarray) -> None:
-    stored = payload.view(dtype_from_name(chunk.entry.dtype or ""))
-    stored = stored.reshape(chunk.entry.chunk_shape)
+    stored = payload.view(dtype_from_name(chunk.entry.form.dtype or ""))
+    stored = stored.reshape(chunk.entry.form.chunk_shape)
     origin = _full_box(chunk)
     for request, common in chunk.uses:
         request.out[common.within(request.box)] = stored[common.within(origin)]
@@ -297,5 +299,5 @@ def _copy_out(chunk: _ChunkRead, payload: np.ndarray) -> None:
 
 def _full_box(chunk: _ChunkRead) -> Box:
     """The chunk's box with its padding, to which the payload's indices refer."""
-    stop = zip(chunk.box.start, chunk.entry.chunk_shape, strict=True)
+    stop = zip(chunk.box.start, chunk.entry.form.chunk_shape, strict=True)
     return Box(chunk.box.start, tuple(a + n for a, n in stop))

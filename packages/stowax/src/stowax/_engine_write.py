@@ -2,20 +2,19 @@
 
 A save passes every payload once, in pieces small enough to be still in the cache when
 they are written, and sums them on the way; what has to be converted or compressed is
-so one chunk at a time, on the worker that writes it.
+so one chunk at a time, on the worker that writes it.  Small leaves are gathered, so
+that none of them costs a write of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from stowax._box import Box
-from stowax._codecs._checksum import RunningChecksum
+from stowax._codecs._checksum import RunningChecksum, crc32c
 from stowax._codecs._compression import CODECS
-from stowax._codecs._item_manifest import build_table
 from stowax._codecs._zarr import TRAILER_BYTES, encode_trailer
 from stowax._manifest import ChunkTable
 from stowax._plan._cast import convert
@@ -31,11 +30,29 @@ _SMALL_BYTES = 64 << 10
 """Below this, copying into one buffer is cheaper than one more vector of a write."""
 
 
+class HostParts(Protocol):
+    """Where the values are: in host memory, once they have been staged."""
+
+    @property
+    def parts(self) -> Sequence[np.ndarray | None]:
+        """By position in the plan."""
+        ...
+
+    async def staged(self, file: int) -> None:
+        """Waits until all parts of a data file are there.
+
+        Args:
+            file: Its position in the plan.
+        """
+        ...
+
+    def written(self, file: int) -> None:
+        """Is told that nobody will ask for the parts of this file again."""
+        ...
+
+
 async def write_chunks(
-    store: Store,
-    directory: str,
-    plan: WritePlan,
-    parts: Mapping[tuple[int, Box], np.ndarray],
+    store: Store, directory: str, plan: WritePlan, source: HostParts
 ) -> ChunkTable:
     """Writes the data files of this process, side by side, and syncs them.
 
@@ -43,116 +60,122 @@ async def write_chunks(
         store: Where to.
         directory: The item's directory; file names are relative to it.
         plan: What this process writes.
-        parts: Host memory by leaf and part.
+        source: The values.
 
     Returns:
         Where everything lies, with the checksums taken on the way.
     """
-    notes: list[list[_Written]] = [[] for _ in plan.files]
-    await run_all(
-        _write_file(store, directory, file, parts, noted)
-        for file, noted in zip(plan.files, notes, strict=True)
-    )
+    notes = [_Notes() for _ in plan.files]
+
+    async def write(position: int, file: FilePlan) -> None:
+        await source.staged(position)
+        path = join(directory, file.name)
+        pieces = _pieces(file, source.parts, notes[position])
+        await store.write(path, pieces, size_bytes=file.size_bytes)
+        await store.sync([path])
+        source.written(position)
+
+    await run_all(write(*numbered) for numbered in enumerate(plan.files))
     return await on_worker(_table, plan, notes)
 
 
-class _Written(NamedTuple):
-    """What is known of a chunk once it is on its way."""
+class _Notes:
+    """What is known of the chunks of a file once they are on their way, by column."""
 
-    offset_bytes: int
-    length_bytes: int
-    """Length of the payload."""
-    sums: tuple[int, ...]
+    def __init__(self) -> None:
+        self.offset_bytes: list[int] = []
+        self.length_bytes: list[int] = []
+        """Of payloads."""
+        self.sums: list[int] = []
+        self.sum_ends: list[int] = []
+        self.end_bytes = 0
+        """Of the file, so far."""
 
-    @property
-    def end_bytes(self) -> int:
-        return self.offset_bytes + self.length_bytes + TRAILER_BYTES
-
-
-def _table(plan: WritePlan, notes: Sequence[Sequence[_Written]]) -> ChunkTable:
-    rows = [
-        (
-            chunk.leaf,
-            position,
-            chunk.chunk,
-            noted.offset_bytes,
-            noted.length_bytes,
-            noted.sums,
-        )
-        for position, file in enumerate(plan.files)
-        for chunk, noted in zip(file.chunks, notes[position], strict=True)
-    ]
-    sizes = [(f.name, n[-1].end_bytes) for f, n in zip(plan.files, notes, strict=True)]
-    return build_table(sizes, rows)
+    def add(self, offset_bytes: int, length_bytes: int, sums: Sequence[int]) -> None:
+        self.offset_bytes.append(offset_bytes)
+        self.length_bytes.append(length_bytes)
+        self.sums += sums
+        self.sum_ends.append(len(self.sums))
+        self.end_bytes = offset_bytes + length_bytes + TRAILER_BYTES
 
 
-async def _write_file(
-    store: Store,
-    directory: str,
-    file: FilePlan,
-    parts: Mapping[tuple[int, Box], np.ndarray],
-    noted: list[_Written],
-) -> None:
-    path = join(directory, file.name)
-    pieces = _gather_small(_pieces(file, parts, noted))
-    await store.write(path, pieces, size_bytes=file.size_bytes)
-    await store.sync([path])
+def _table(plan: WritePlan, notes: Sequence[_Notes]) -> ChunkTable:
+    chunks = [chunk for file in plan.files for chunk in file.chunks]
+    counts = [len(file.chunks) for file in plan.files]
+    sum_counts = np.concatenate(
+        [np.diff(np.array(n.sum_ends, np.int64), prepend=0) for n in notes]
+        or [np.empty(0, np.int64)]
+    )
+
+    def column(name: str, dtype: str) -> np.ndarray:
+        return np.array([value for n in notes for value in getattr(n, name)], dtype)
+
+    return ChunkTable(
+        files=tuple(file.name for file in plan.files),
+        file_size_bytes=tuple(n.end_bytes for n in notes),
+        leaf=np.array([chunk.leaf for chunk in chunks], "<u4"),
+        file=np.repeat(np.arange(len(counts), dtype="<u4"), counts),
+        chunk=np.array([chunk.chunk for chunk in chunks], "<u8"),
+        offset_bytes=column("offset_bytes", "<u8"),
+        length_bytes=column("length_bytes", "<u8"),
+        sum_ends=np.cumsum(sum_counts).astype("<u8"),
+        sums=column("sums", "<u4"),
+    )
 
 
 def _pieces(
-    file: FilePlan,
-    parts: Mapping[tuple[int, Box], np.ndarray],
-    noted: list[_Written],
-) -> Iterator[memoryview | bytes]:
+    file: FilePlan, parts: Sequence[np.ndarray | None], notes: _Notes
+) -> Iterator[memoryview | bytearray]:
     """The bytes of a data file in order; notes place and checksums of every chunk."""
-    end_bytes = 0
+    pending = bytearray()
     for chunk in file.chunks:
-        payload = _payload(chunk, parts[chunk.leaf, chunk.part])
-        offset_bytes = place(end_bytes, len(payload))
+        payload = _payload(chunk, parts[chunk.part])
+        end_bytes, length_bytes = notes.end_bytes, len(payload)
+        offset_bytes = place(end_bytes, length_bytes)
         if offset_bytes > end_bytes:
-            yield bytes(offset_bytes - end_bytes)
-        checksum = RunningChecksum()
-        for start in range(0, len(payload), _PIECE_BYTES):
-            piece = payload[start : start + _PIECE_BYTES]
-            checksum.update(piece)
-            yield piece
-        written = _Written(offset_bytes, len(payload), checksum.finish())
-        noted.append(written)
-        yield encode_trailer(checksum.value)
-        end_bytes = written.end_bytes
+            pending += bytes(offset_bytes - end_bytes)
+        if length_bytes < _SMALL_BYTES:
+            checksum = crc32c(payload)
+            pending += payload
+            notes.add(offset_bytes, length_bytes, (checksum,))
+        else:
+            if pending:
+                yield pending
+                pending = bytearray()
+            running = RunningChecksum()
+            for start in range(0, length_bytes, _PIECE_BYTES):
+                piece = payload[start : start + _PIECE_BYTES]
+                running.update(piece)
+                yield piece
+            checksum = running.value
+            notes.add(offset_bytes, length_bytes, running.finish())
+        pending += encode_trailer(checksum)
+        if len(pending) >= _PIECE_BYTES:
+            yield pending
+            pending = bytearray()
+    if pending:
+        yield pending
 
 
-def _payload(chunk: ChunkWrite, part: np.ndarray) -> memoryview | bytes:
+def _payload(chunk: ChunkWrite, part: np.ndarray | None) -> memoryview:
     """Elements of one chunk, C order, little-endian; a copy only where it must be."""
-    cut = convert(part[chunk.box.within(chunk.part)], chunk.dtype)
-    if cut.shape != chunk.chunk_shape:
-        padded = np.zeros(chunk.chunk_shape, cut.dtype)
+    grid = chunk.grid
+    assert part is not None  # The file is staged.
+    cut = part if chunk.cut is None else part[chunk.cut]
+    if cut.dtype != grid.dtype:
+        cut = convert(cut, grid.dtype)
+    if cut.shape != grid.shape:
+        padded = np.zeros(grid.shape, cut.dtype)
         padded[tuple(map(slice, cut.shape))] = cut
         cut = padded
     payload = _bytes_of(np.ascontiguousarray(cut))
-    return payload if chunk.codec is None else CODECS[chunk.codec].encode(payload)
+    return (
+        payload
+        if grid.codec is None
+        else memoryview(CODECS[grid.codec].encode(payload))
+    )
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
     # `.data` of the bytes: the dtypes of ml_dtypes refuse the buffer protocol.
     return array.reshape(-1).view(np.uint8).data
-
-
-def _gather_small(
-    pieces: Iterator[memoryview | bytes],
-) -> Iterator[memoryview | bytes | bytearray]:
-    """Joins runs of small pieces, so that a small leaf costs no write of its own."""
-    pending = bytearray()
-    for piece in pieces:
-        if len(piece) < _SMALL_BYTES:
-            pending += piece
-            if len(pending) < _PIECE_BYTES:
-                continue
-            piece = b""
-        if pending:
-            yield pending
-            pending = bytearray()
-        if len(piece):
-            yield piece
-    if pending:
-        yield pending

@@ -1,5 +1,7 @@
 """One leaf of a load: whether it fits, what is read for it, and what is made of that.
 
+What has to be found out depends on the form of a stored leaf and on what is asked of
+it, not on its place in the tree; a model has few such pairs, so each is settled once.
 Planning takes no memory and reads nothing, so a dry run ends here.
 """
 
@@ -7,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,12 +29,12 @@ from stowax._item_target import (
     stored_form,
     unknown_key_note,
 )
-from stowax._keypath import at_leaf, shown_name
-from stowax._leaves._abstract import is_array_like
-from stowax._leaves._base import StandardLeaf, UnlikeError, Wanted
+from stowax._keypath import KeyPath, at_leaf, shown_name
+from stowax._leaves._abstract import asked_layout, is_array_like
+from stowax._leaves._base import Placer, StandardLeaf, UnlikeError, Wanted
 from stowax._leaves._jax_array import JaxArrayLeaf
 from stowax._leaves._registry import Leaves, kind_of_target
-from stowax._manifest import TEXT_KINDS, LeafEntry
+from stowax._manifest import TEXT_KINDS, LeafForm
 from stowax._plan._cast import convert, loss
 from stowax._plan._index import View
 from stowax._plan._rows import Cause, LeafPreview, Outcome
@@ -44,59 +46,72 @@ ANYTHING: Any = object()
 """The target where the caller asked for nothing in particular."""
 
 
+class _Part(NamedTuple):
+    """One part that the kind of a leaf asked for."""
+
+    box: Box
+    inner: Box | None
+    """What of it is stored; the rest, where it is padded, is zeros."""
+    stored: Box | None
+    """Where that lies in the stored array."""
+    shape: tuple[int, ...]
+    """Of that."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeafPlan:
-    """One leaf that fits, on its way to its place in the result."""
+    """How leaves of one form become what one target asks for."""
 
-    position: int
-    entry: LeafEntry
+    form: LeafForm
     """As it is to be seen: a slice looks like a whole array."""
     target: Any
     kind: StandardLeaf
     decode: Callable[[Any], Any] | None
     """Makes the value of a taught type of what the kind gives."""
     wanted: Wanted
-    view: View | None
+    stored_dtype: np.dtype | None
+    """None where there is nothing to read, as of a string."""
+    parts: tuple[_Part, ...]
 
-    @property
-    def stored_dtype(self) -> np.dtype | None:
-        """None where there is nothing to read, as of a string."""
-        return None if self.entry.dtype is None else dtype_from_name(self.entry.dtype)
-
-    def begin(self) -> BegunLeaf:
+    def begin(self, position: int, path: KeyPath) -> BegunLeaf:
         """Takes the memory that is to be filled.
+
+        Args:
+            position: Of the leaf in its manifest.
+            path: Of the same.
 
         Raises:
             HostMemoryError: There is not enough of it.
         """
-        dtype = self.stored_dtype
-        with at_leaf(shown_name(self.entry.path)):
-            parts = (
-                []
-                if dtype is None
-                else [self._part(b, dtype) for b in self.wanted.boxes]
-            )
-        return BegunLeaf(plan=self, parts=parts)
+        try:
+            requests = [
+                ReadRequest(position, part.stored, self._memory(part))
+                for part in self.parts
+                if part.stored is not None
+            ]
+        except HostMemoryError:
+            with at_leaf(shown_name(path)):
+                raise
+        return BegunLeaf(self, path, requests)
 
-    def _part(self, box: Box, dtype: np.dtype) -> _Part:
-        # What is stored of the box; the rest, where it is padded, is zeros.
-        inner = box if self.is_whole else box.intersect(whole(self.entry.shape))
-        if inner is None:
-            return _Part(box=box, inner=None, request=None)
-        stored = inner if self.view is None else self.view.stored_box(inner)
-        out = _memory(stored.shape, dtype)
-        request = ReadRequest(leaf=self.position, box=stored, out=out)
-        return _Part(box=box, inner=inner, request=request)
+    def _memory(self, part: _Part) -> np.ndarray:
+        assert self.stored_dtype is not None
+        return _memory(part.shape, self.stored_dtype)
 
     @property
     def is_whole(self) -> bool:
         """Whether it has the shape of what is stored."""
-        return self.wanted.shape in (None, self.entry.shape)
+        return self.wanted.shape in (None, self.form.shape)
+
+    @property
+    def made_dtype(self) -> np.dtype | None:
+        """That of the parts that the value is made of."""
+        return self.stored_dtype if self.wanted.dtype is None else self.wanted.dtype
 
     @property
     def is_cast(self) -> bool:
         """Whether it is converted to another dtype."""
-        return self.wanted.dtype not in (None, self.stored_dtype)
+        return self.made_dtype != self.stored_dtype
 
     @property
     def is_cut_by_jax(self) -> bool:
@@ -115,44 +130,22 @@ class LeafPlan:
             return None
         return loss(self.stored_dtype, self.wanted.dtype)
 
+    def made(self, read: Sequence[np.ndarray]) -> dict[Box, np.ndarray]:
+        """The parts that the value is made of, given what was read of each."""
+        remaining = iter(read)
+        return {
+            part.box: self._made(part, None if part.stored is None else next(remaining))
+            for part in self.parts
+        }
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    box: Box
-    """What the handler asked for."""
-    inner: Box | None
-    """What of it is stored."""
-    request: ReadRequest | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BegunLeaf:
-    """One leaf, with memory for what is read."""
-
-    plan: LeafPlan
-    parts: Sequence[_Part]
-
-    @property
-    def requests(self) -> list[ReadRequest]:
-        """What the item's source is to fill."""
-        return [part.request for part in self.parts if part.request is not None]
-
-    def place(self, processes: Processes) -> Any:
-        """Makes the value, once all requests are filled."""
-        plan = self.plan
-        with at_leaf(shown_name(plan.entry.path)):
-            parts = {part.box: self._made(part) for part in self.parts}
-            value = plan.kind.place(plan.target, plan.entry, parts, processes)
-            return value if plan.decode is None else plan.decode(value)
-
-    def _made(self, part: _Part) -> np.ndarray:
-        stored = self.plan.stored_dtype
-        assert stored is not None
-        dtype = stored if self.plan.wanted.dtype is None else self.plan.wanted.dtype
-        if part.request is None or part.inner is None:
+    def _made(self, part: _Part, read: np.ndarray | None) -> np.ndarray:
+        dtype = self.made_dtype
+        assert dtype is not None
+        if read is None or part.inner is None:
             return _zeros(part.box.shape, dtype)
-        read = part.request.out.reshape(part.inner.shape)
-        if part.inner == part.box and dtype == stored:
+        if part.shape != part.inner.shape:
+            read = read.reshape(part.inner.shape)  # An axis that an index took away.
+        if part.inner == part.box and not self.is_cast:
             return read
         if part.inner == part.box:
             made = _memory(part.box.shape, dtype)
@@ -162,13 +155,47 @@ class BegunLeaf:
         return made
 
 
+class BegunLeaf(NamedTuple):
+    """One leaf, with memory for what is read."""
+
+    plan: LeafPlan
+    path: KeyPath
+    """Of the stored leaf."""
+    requests: list[ReadRequest]
+    """What the item's source is to fill."""
+
+
+class Placing:
+    """Makes values of leaves that have been read.
+
+    Args:
+        processes: Says which parts this process has.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._placers: dict[int, Placer] = {}
+
+    def place(self, leaf: BegunLeaf) -> Any:
+        """Makes the value, once all requests are filled."""
+        plan = leaf.plan
+        try:
+            placer = self._placers.get(id(plan))
+            if placer is None:
+                placer = plan.kind.placer(plan.target, plan.form, self._processes)
+                self._placers[id(plan)] = placer
+            value = placer(plan.made([request.out for request in leaf.requests]))
+            return value if plan.decode is None else plan.decode(value)
+        except Exception:  # Any failure deserves its place; raised again as it is.
+            with at_leaf(shown_name(leaf.path)):
+                raise
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeafFit:
-    """A leaf of the result held against the stored one."""
+    """A target held against the form of a stored leaf."""
 
-    name: str
-    """In the result."""
-    entry: LeafEntry
+    form: LeafForm
     target: Any
     plan: LeafPlan | None
     """None: it does not fit."""
@@ -178,75 +205,134 @@ class LeafFit:
     taught: str = ""
     """Name of the type that is asked for, if it is one that was taught."""
 
-    def row(self) -> LeafPreview:
-        """The same in words."""
+    def row(self, name: str, path: KeyPath) -> LeafPreview:
+        """The same in words.
+
+        Args:
+            name: Of the leaf in the result.
+            path: Of the stored leaf.
+        """
         asked = repr(self.taught) if self.taught else ""
         if not asked and self.target is not ANYTHING:
-            asked = asked_form(self.target, self.entry)
+            asked = asked_form(self.target, self.form)
         return LeafPreview(
-            target=self.name,
-            stored=shown_name(self.entry.path),
+            target=name,
+            stored=shown_name(path),
             asked_form=asked,
-            stored_form=stored_form(self.entry),
+            stored_form=stored_form(self.form),
             outcome="mismatch" if self.plan is None else _outcome(self.plan),
             note=self.note,
             cause=self.cause,
         )
 
 
-def plan_leaf(
-    position: int,
-    entry: LeafEntry,
+class Fitting:
+    """Holds targets against stored leaves; those that are alike, once.
+
+    Args:
+        loading: The settings.
+        processes: Says which parts this process needs.
+        leaves: The kinds of leaves that are known.
+    """
+
+    def __init__(
+        self, loading: LoadSettings, processes: Processes, leaves: Leaves
+    ) -> None:
+        self._loading = loading
+        self._processes = processes
+        self._leaves = leaves
+        # Handlers of the caller's own may tell values apart that look alike to us.
+        self._remembers = not leaves.are_taught
+        self._known: dict[Hashable, LeafFit] = {}
+
+    def fit(self, form: LeafForm, target: Any, name: str) -> LeafFit:
+        """How to load a leaf, or why it does not fit.
+
+        Args:
+            form: What is stored; the caller keeps it.
+            target: The abstract leaf, or `ANYTHING`.
+            name: Of the leaf in the result.
+
+        Raises:
+            UnsupportedLeafError: The target asks for nothing that a checkpoint can
+                hold.
+            Exception: Whatever the handler of a taught type raises.
+        """
+        key = None
+        if self._remembers and (outline := _outline(target)) is not None:
+            key = outline, id(form)
+            if (known := self._known.get(key)) is not None:
+                return known
+        found = fit_leaf(
+            form, target, name, self._loading, self._processes, self._leaves
+        )
+        if key is not None:
+            self._known[key] = found
+        return found
+
+
+def _outline(target: Any) -> Hashable:
+    """All that loading goes by, of targets of the usual types; None for others."""
+    cls = type(target)
+    if target is ANYTHING or cls is type:
+        return target
+    if cls is jax.ShapeDtypeStruct:
+        return target
+    if cls is np.ndarray:
+        return cls, target.shape, target.dtype
+    if isinstance(target, jax.Array) and not target.is_deleted():
+        layout = asked_layout(target)
+        return (
+            cls,
+            target.shape,
+            target.dtype,
+            target.sharding,
+            target.committed,
+            layout,
+        )
+    return None
+
+
+def fit_leaf(
+    form: LeafForm,
     target: Any,
-    *,
     name: str,
     loading: LoadSettings,
     processes: Processes,
     leaves: Leaves,
     view: View | None = None,
 ) -> LeafFit:
-    """How to load one leaf, or why it does not fit.
+    """How to load one leaf, or why it does not fit; see `Fitting.fit`.
 
     Args:
-        position: Of the entry in its manifest.
-        entry: The stored leaf.
+        form: What is stored.
         target: The abstract leaf, or `ANYTHING`.
         name: Of the leaf in the result.
         loading: The settings.
         processes: Says which parts this process needs.
         leaves: The kinds of leaves that are known.
         view: Which slice of it is meant; None for all of it.
-
-    Raises:
-        UnsupportedLeafError: The target asks for nothing that a checkpoint can hold.
-        Exception: Whatever the handler of a taught type raises.
     """
     if view is not None:
-        entry = _sliced(entry, view)
+        form = _sliced(form, view)
 
     def fit(
         plan: LeafPlan | None, note: str = "", cause: Cause = "", taught: str = ""
     ) -> LeafFit:
         return LeafFit(
-            name=name,
-            entry=entry,
-            target=target,
-            plan=plan,
-            note=note,
-            cause=cause,
-            taught=taught,
+            form=form, target=target, plan=plan, note=note, cause=cause, taught=taught
         )
 
     try:
         with at_leaf(name):
-            asked = leaves.ask(None if target is ANYTHING else target, entry)
+            asked = leaves.ask(None if target is ANYTHING else target, form)
     except UnlikeError as error:
         return fit(None, cause="kind", taught=str(error))
     try:
         if asked.target is None:
-            ready_target, seen = ready_default(entry, loading)
+            ready_target, seen = ready_default(form, loading)
         else:
-            ready_target, seen = ready(asked.target, entry, loading)
+            ready_target, seen = ready(asked.target, form, loading)
         kind = kind_of_target(ready_target)
         wanted = kind.want(ready_target, seen, processes)
     except NoMeshError as error:
@@ -261,20 +347,24 @@ def plan_leaf(
     if not _is_of_one_kind(seen, wanted):
         note = unknown_key_note(seen) if is_unknown_key(seen) else ""
         return fit(None, note, "kind")
-    plan = LeafPlan(
-        position=position,
-        entry=seen,
-        target=ready_target,
-        kind=kind,
-        decode=asked.decode,
-        wanted=wanted,
-        view=view,
-    )
-    if not plan.is_whole:
+    is_whole = wanted.shape in (None, seen.shape)
+    if not is_whole:
         if not _may_pad(seen, wanted):
             return fit(None, "another number of axes", "kind")
         if not loading.pads:
             return fit(None, cause="shape")
+    dtype = None if seen.dtype is None else dtype_from_name(seen.dtype)
+    plan = LeafPlan(
+        form=seen,
+        target=ready_target,
+        kind=kind,
+        decode=asked.decode,
+        wanted=wanted,
+        stored_dtype=dtype,
+        parts=()
+        if dtype is None
+        else tuple(_part(box, seen, view, is_whole=is_whole) for box in wanted.boxes),
+    )
     lost = plan.loss() or ""
     cause: Cause = "cast"
     if lost and plan.is_cut_by_jax:
@@ -285,38 +375,46 @@ def plan_leaf(
     return fit(plan, lost)
 
 
+def _part(box: Box, form: LeafForm, view: View | None, *, is_whole: bool) -> _Part:
+    inner = box if is_whole else box.intersect(whole(form.shape))
+    if inner is None:
+        return _Part(box, None, None, ())
+    stored = inner if view is None else view.stored_box(inner)
+    return _Part(box, inner, stored, stored.shape)
+
+
 def _outcome(plan: LeafPlan) -> Outcome:
     if plan.is_whole:
         return "cast" if plan.is_cast else "as is"
     return "cast, padded" if plan.is_cast else "padded"
 
 
-def _sliced(entry: LeafEntry, view: View) -> LeafEntry:
+def _sliced(form: LeafForm, view: View) -> LeafForm:
     """A slice of a leaf, which looks like a whole array."""
-    kind = entry.kind
+    kind = form.kind
     if kind == "bytes" and len(view.shape) != 1:
         kind = "np.ndarray"
     # The recorded sharding is about axes and extents that a slice does not have.
-    sharding = entry.sharding if view.shape == entry.shape else None
+    sharding = form.sharding if view.shape == form.shape else None
     # A taught type makes values of whole stored forms: `custom` is None.
     return dataclasses.replace(
-        entry, kind=kind, shape=view.shape, sharding=sharding, custom=None
+        form, kind=kind, shape=view.shape, sharding=sharding, custom=None
     )
 
 
-def _is_of_one_kind(entry: LeafEntry, wanted: Wanted) -> bool:
+def _is_of_one_kind(form: LeafForm, wanted: Wanted) -> bool:
     """Whether one can become the other at all."""
-    has_text = entry.kind in TEXT_KINDS or wanted.kind in TEXT_KINDS
-    if has_text and entry.kind != wanted.kind:
+    has_text = form.kind in TEXT_KINDS or wanted.kind in TEXT_KINDS
+    if has_text and form.kind != wanted.kind:
         return False
-    if wanted.kind == "bytes" and (entry.dtype, len(entry.shape)) != ("uint8", 1):
+    if wanted.kind == "bytes" and (form.dtype, len(form.shape)) != ("uint8", 1):
         return False
-    return entry.prng_impl == wanted.prng_impl
+    return form.prng_impl == wanted.prng_impl
 
 
-def _may_pad(entry: LeafEntry, wanted: Wanted) -> bool:
+def _may_pad(form: LeafForm, wanted: Wanted) -> bool:
     assert wanted.shape is not None
-    return len(wanted.shape) == len(entry.shape)
+    return len(wanted.shape) == len(form.shape)
 
 
 def _memory(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from stowax._context import LoadSettings
 from stowax._formats._base import ReadRequest, TreeItem
 from stowax._formats._detect import open_tree
-from stowax._item_leaf import ANYTHING, LeafFit, plan_leaf
+from stowax._item_leaf import ANYTHING, Fitting, LeafFit, Placing
 from stowax._item_target import asked_form, metadata_leaf, stored_form
 from stowax._item_types import by_name, misfits
 from stowax._keypath import FlatTree, Node, flatten, shown_name, unflatten
@@ -42,8 +42,12 @@ class LoadPlan:
 
     path: str
     root: Node
-    leaves: tuple[LeafFit | LeafPreview, ...]
-    """In the order of the root; the second kind is not loaded."""
+    leaves: Sequence[_Leaf]
+    """In the order of the root."""
+    fits: Sequence[LeafFit | None]
+    """How each is loaded; None: not at all."""
+    entries: Sequence[LeafEntry]
+    """What is stored."""
     others: Sequence[LeafPreview]
     """Stored leaves that the result has no place for."""
     problems: Sequence[str]
@@ -56,8 +60,10 @@ class LoadPlan:
     def preview(self) -> LoadPreview:
         """The same in words."""
         rows = [
-            leaf if isinstance(leaf, LeafPreview) else leaf.row()
-            for leaf in self.leaves
+            leaf.row
+            if fit is None
+            else fit.row(leaf.name, self.entries[leaf.position].path)
+            for leaf, fit in zip(self.leaves, self.fits, strict=True)
         ]
         rows += self.others
         return LoadPreview(self.path, rows, self.problems, asked_by=self.asked_by)
@@ -71,27 +77,29 @@ class LoadPlan:
         if not self._is_good():
             self.preview().check()
         begun = [
-            leaf.plan.begin() if isinstance(leaf, LeafFit) and leaf.plan else None
-            for leaf in self.leaves
+            None
+            if fit is None or fit.plan is None
+            else fit.plan.begin(leaf.position, self.entries[leaf.position].path)
+            for leaf, fit in zip(self.leaves, self.fits, strict=True)
         ]
 
         def finish() -> Any:
             entering("placing what was read")
+            placing = Placing(self.processes)
             values = [
-                PLACEHOLDER if leaf is None else leaf.place(self.processes)
-                for leaf in begun
+                PLACEHOLDER if leaf is None else placing.place(leaf) for leaf in begun
             ]
             return unflatten(self.root, values, self.types)
 
         return BegunLoad(
             requests=tuple(
-                r for leaf in begun if leaf is not None for r in leaf.requests
+                [r for leaf in begun if leaf is not None for r in leaf.requests]
             ),
             finish=finish,
             narrowed=tuple(
-                f"{leaf.name or '<root>'}: {leaf.note}"
-                for leaf in self.leaves
-                if isinstance(leaf, LeafFit) and leaf.note
+                f"{leaf.name or '<root>'}: {fit.note}"
+                for leaf, fit in zip(self.leaves, self.fits, strict=True)
+                if fit is not None and fit.note
             ),
         )
 
@@ -101,10 +109,9 @@ class LoadPlan:
             not self.problems
             and all(row.outcome != "mismatch" for row in self.others)
             and all(
-                leaf.outcome != "mismatch"
-                if isinstance(leaf, LeafPreview)
-                else leaf.plan is not None
-                for leaf in self.leaves
+                (fit is not None and fit.plan is not None)
+                or (leaf.row is not None and leaf.row.outcome != "mismatch")
+                for leaf, fit in zip(self.leaves, self.fits, strict=True)
             )
         )
 
@@ -166,29 +173,25 @@ def plan_load(
         asked = _asked(item.manifest.leaves, flat, rules, loading)
     else:
         asked = _stored(item, rules)
-    planned: list[LeafFit | LeafPreview] = []
+    entries = item.manifest.leaves
+    fitting = Fitting(loading, processes, leaves)
+    fits: list[LeafFit | None] = []
     unsupported: list[UnsupportedLeafError] = []
-    for leaf in asked.leaves:
+    for name, position, target, row in asked.leaves:
+        if row is not None:
+            fits.append(None)
+            continue
         try:
-            planned.append(
-                leaf.row
-                or plan_leaf(
-                    leaf.position,
-                    item.manifest.leaves[leaf.position],
-                    leaf.target,
-                    name=leaf.name,
-                    loading=loading,
-                    processes=processes,
-                    leaves=leaves,
-                )
-            )
+            fits.append(fitting.fit(entries[position].form, target, name))
         except UnsupportedLeafError as error:
             unsupported.append(error)
     check_all(unsupported, "loaded")
     return LoadPlan(
         path=item.path,
         root=asked.root,
-        leaves=tuple(planned),
+        leaves=asked.leaves,
+        fits=fits,
+        entries=entries,
         others=asked.others,
         problems=[*asked.problems, *misfits(asked.root, types)],
         asked_by=asked.by,
@@ -199,13 +202,18 @@ def plan_load(
 
 def metadata_tree(item: TreeItem, loading: LoadSettings) -> Any:
     """The tree of what `metadata()` shows for every leaf."""
-    shown = [metadata_leaf(entry, loading) for entry in item.manifest.leaves]
+    # By form: what is shown cannot be changed, so that leaves that are alike share it.
+    by_form: dict[int, Any] = {}
+    shown: list[Any] = []
+    for _, _, form in item.manifest.leaves:
+        if id(form) not in by_form:
+            by_form[id(form)] = metadata_leaf(form, loading)
+        shown.append(by_form[id(form)])
     root, types = item.manifest.root, by_name(loading.container_types)
     return unflatten(root, shown, None if misfits(root, types) else types)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Leaf:
+class _Leaf(NamedTuple):
     """One leaf of the result, and the stored one that it is to be made of."""
 
     name: str
@@ -246,7 +254,7 @@ def _stored(item: TreeItem, rules: Rules) -> _AskedTree:
             LeafPreview(
                 target=None,
                 stored=shown_name(entry.path),
-                stored_form=stored_form(entry),
+                stored_form=stored_form(entry.form),
                 outcome="not loaded",
             )
             for i, entry in enumerate(entries)
@@ -324,7 +332,7 @@ def _dropped(name: str, entry: LeafEntry) -> LeafPreview:
         target=name,
         stored=shown_name(entry.path),
         asked_form="None",
-        stored_form=stored_form(entry),
+        stored_form=stored_form(entry.form),
         outcome="not loaded",
     )
 
@@ -334,7 +342,7 @@ def _unasked(entry: LeafEntry, loading: LoadSettings) -> LeafPreview:
     return LeafPreview(
         target=None,
         stored=shown_name(entry.path),
-        stored_form=stored_form(entry),
+        stored_form=stored_form(entry.form),
         outcome="not loaded" if loading.partial else "mismatch",
         cause="" if loading.partial else "extra",
     )

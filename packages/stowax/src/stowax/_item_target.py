@@ -31,7 +31,7 @@ from stowax._leaves._jax_array import (
     key_impl_name,
 )
 from stowax._leaves._registry import default_target, metadata
-from stowax._manifest import LeafEntry
+from stowax._manifest import LeafForm
 
 _PYTHON_NAMES = {"bool": "bool", "int": "int", "uint": "int", "complex": "complex"}
 
@@ -40,30 +40,28 @@ class NoMeshError(ValueError):
     """A sharding over an abstract mesh, and nothing to put it on."""
 
 
-def ready(
-    target: Any, entry: LeafEntry, loading: LoadSettings
-) -> tuple[Any, LeafEntry]:
+def ready(target: Any, form: LeafForm, loading: LoadSettings) -> tuple[Any, LeafForm]:
     """The target as the settings have it, and the stored leaf as it is to be seen.
 
     Raises:
         NoMeshError: There is no mesh for its sharding.
         ValueError: Its sharding cannot be had in this run.
     """
-    if is_unknown_key(entry) and is_array_like(target) and _is_key_data(target.dtype):
+    if is_unknown_key(form) and is_array_like(target) and _is_key_data(target.dtype):
         # What `metadata()` shows of it. Nobody gets numbers for keys unasked.
-        entry = dataclasses.replace(entry, prng_impl=None)
+        form = dataclasses.replace(form, prng_impl=None)
     if not JaxArrayLeaf().accepts_target(target):
         if loading.as_numpy:
-            return target, _as_numpy(entry)
-        if entry.prng_impl and is_array_like(target) and target.dtype is None:
+            return target, _as_numpy(form)
+        if form.prng_impl and is_array_like(target) and target.dtype is None:
             # As stored, and NumPy has no such dtype.
-            return ArrayMetadata(shape=target.shape, dtype=None), entry
-        return target, entry
+            return ArrayMetadata(shape=target.shape, dtype=None), form
+        return target, form
     sharding, layout = asked_placement(target)
     if sharding is None:
-        return _on_host(target, entry) if loading.as_numpy else (target, entry)
+        return _on_host(target, form) if loading.as_numpy else (target, form)
     if not _is_over_abstract_mesh(sharding):
-        return target, entry
+        return target, form
     if loading.mesh is None:
         raise NoMeshError("its mesh is abstract, and no mesh is in scope")
     sharding = jax.sharding.NamedSharding(
@@ -72,76 +70,76 @@ def ready(
     placed = sharding if layout is None else Format(layout, sharding)
     return (
         ArrayMetadata(shape=target.shape, dtype=target.dtype, sharding=placed),
-        entry,
+        form,
     )
 
 
-def ready_default(entry: LeafEntry, loading: LoadSettings) -> tuple[Any, LeafEntry]:
+def ready_default(form: LeafForm, loading: LoadSettings) -> tuple[Any, LeafForm]:
     """The same, where the caller asks for nothing in particular."""
     if loading.as_numpy:
-        entry = _as_numpy(entry)
-    return default_target(entry), entry
+        form = _as_numpy(form)
+    return default_target(form), form
 
 
-def metadata_leaf(entry: LeafEntry, loading: LoadSettings) -> Any:
+def metadata_leaf(form: LeafForm, loading: LoadSettings) -> Any:
     """What `metadata()` shows of a stored leaf."""
-    return metadata(_as_numpy(entry) if loading.as_numpy else entry)
+    return metadata(_as_numpy(form) if loading.as_numpy else form)
 
 
-def is_unknown_key(entry: LeafEntry) -> bool:
+def is_unknown_key(form: LeafForm) -> bool:
     """Whether it is typed PRNG keys of an implementation that JAX does not ship."""
-    return entry.prng_impl is not None and not is_registered(entry.prng_impl)
+    return form.prng_impl is not None and not is_registered(form.prng_impl)
 
 
-def unknown_key_note(entry: LeafEntry) -> str:
+def unknown_key_note(form: LeafForm) -> str:
     """Why such keys cannot be made, and what to do."""
     return (
-        f"JAX has no PRNG implementation {entry.prng_impl!r}; ask for it with a key of "
+        f"JAX has no PRNG implementation {form.prng_impl!r}; ask for it with a key of "
         "that implementation, `jax.random.key(0, impl=...)`, or for the key data, "
-        f"{_form(entry.dtype, entry.shape)}, as `stowax.metadata(path)` shows them"
+        f"{_in_words(form.dtype, form.shape)}, as `stowax.metadata(path)` shows them"
     )
 
 
-def asked_form(target: Any, entry: LeafEntry | None = None) -> str:
+def asked_form(target: Any, form: LeafForm | None = None) -> str:
     """What a target asks for, for people: `float32[4, 5]`, `int`, `string`."""
     if isinstance(target, CustomLeafMetadata):
         return repr(target.typestr)
     if target is str or isinstance(target, str):
         return "string"
     if target is jax.Array or target is np.ndarray:
-        if entry is None or entry.dtype is None:
+        if form is None or form.dtype is None:
             return "an array"
-        return stored_form(entry)
+        return stored_form(form)
     if isinstance(target, type):
         return target.__name__
     if not hasattr(target, "shape") or not hasattr(target, "dtype"):
         return type(target).__name__
     shape, dtype = target.shape, target.dtype
-    if entry is not None:
+    if form is not None:
         # None in it means as stored.
-        shape = entry.shape if shape is None else shape
-        dtype = entry.dtype if dtype is None else dtype
-    return _form(dtype, shape)
+        shape = form.shape if shape is None else shape
+        dtype = form.dtype if dtype is None else dtype
+    return _in_words(dtype, shape)
 
 
-def stored_form(entry: LeafEntry) -> str:
+def stored_form(form: LeafForm) -> str:
     """What is stored, in the same words."""
-    if entry.custom is not None:
-        form = stored_form(dataclasses.replace(entry, custom=None))
-        return f"{entry.custom.typestr!r} as {form}"
-    if entry.kind == "integer":
+    if form.custom is not None:
+        stored = stored_form(dataclasses.replace(form, custom=None))
+        return f"{form.custom.typestr!r} as {stored}"
+    if form.kind == "integer":
         return "int of more than 64 bits"
-    if entry.kind == "bytes":
+    if form.kind == "bytes":
         return "bytes"
-    if entry.kind == "scalar":
-        family = (entry.dtype or "").rstrip("0123456789")
+    if form.kind == "scalar":
+        family = (form.dtype or "").rstrip("0123456789")
         return _PYTHON_NAMES.get(family, "float")
-    if entry.prng_impl is not None:
-        dtype: Any = f"key<{entry.prng_impl}>"
-        if is_registered(entry.prng_impl):
-            dtype = key_dtype(entry.prng_impl)
-        return _form(dtype, entry.shape[:-1])
-    return entry.kind if entry.dtype is None else _form(entry.dtype, entry.shape)
+    if form.prng_impl is not None:
+        dtype: Any = f"key<{form.prng_impl}>"
+        if is_registered(form.prng_impl):
+            dtype = key_dtype(form.prng_impl)
+        return _in_words(dtype, form.shape[:-1])
+    return form.kind if form.dtype is None else _in_words(form.dtype, form.shape)
 
 
 def _is_key_data(dtype: Any) -> bool:
@@ -151,7 +149,7 @@ def _is_key_data(dtype: Any) -> bool:
         return False
 
 
-def _form(dtype: Any, shape: Any) -> str:
+def _in_words(dtype: Any, shape: Any) -> str:
     extents = list(shape) if isinstance(shape, tuple | list) else [shape]
     try:
         if not jnp.issubdtype(dtype, jax.dtypes.extended):
@@ -161,25 +159,25 @@ def _form(dtype: Any, shape: Any) -> str:
     return f"{dtype}{'' if shape is None else extents}"
 
 
-def _on_host(target: Any, entry: LeafEntry) -> tuple[Any, LeafEntry]:
+def _on_host(target: Any, form: LeafForm) -> tuple[Any, LeafForm]:
     if target is jax.Array:
-        return np.ndarray, _as_numpy(entry)
+        return np.ndarray, _as_numpy(form)
     shape, dtype = target.shape, target.dtype
     if is_key(dtype):
-        if entry.prng_impl != key_impl_name(dtype):
-            return target, entry
-        shape = None if shape is None else (*shape, *entry.shape[-1:])
+        if form.prng_impl != key_impl_name(dtype):
+            return target, form
+        shape = None if shape is None else (*shape, *form.shape[-1:])
         dtype = None
-    asked_shape = entry.shape if shape is None else shape
-    return NumpyMetadata(shape=asked_shape, dtype=dtype), _as_numpy(entry)
+    asked_shape = form.shape if shape is None else shape
+    return NumpyMetadata(shape=asked_shape, dtype=dtype), _as_numpy(form)
 
 
-def _as_numpy(entry: LeafEntry) -> LeafEntry:
+def _as_numpy(form: LeafForm) -> LeafForm:
     """A stored array as it would be, had it been saved as NumPy."""
-    if entry.kind != "jax.Array":
-        return entry
+    if form.kind != "jax.Array":
+        return form
     return dataclasses.replace(
-        entry, kind="np.ndarray", prng_impl=None, sharding=None, write_shape=None
+        form, kind="np.ndarray", prng_impl=None, sharding=None, write_shape=None
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -104,6 +105,9 @@ class FlatTree:
     paths: tuple[KeyPath, ...]
     names: tuple[str, ...]
     leaves: tuple[Any, ...]
+    key_types: tuple[type, ...] = ()
+    """Types of the keys of dicts that have other keys than strings: `1` and `True`, as
+    keys, are equal."""
 
 
 def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> FlatTree:
@@ -117,19 +121,30 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> FlatTree
         TreeError: It is too deep for this Python.
     """
     paths: list[KeyPath] = []
+    names: list[str] = []
     leaves: list[Any] = []
+    key_types: list[type] = []
 
-    def visit(value: Any, path: KeyPath) -> Node:
+    def visit(value: Any, path: KeyPath, name: str) -> Node:
         keys_and_children = None
         if is_leaf is None or value is None or not _is_kept(value, path, is_leaf):
             keys_and_children = _open(value)
         if keys_and_children is None:
             paths.append(path)
+            names.append(name)
             leaves.append(value)
-            return Node(kind="leaf", leaf=len(leaves) - 1)
+            return _leaf_node(len(leaves) - 1)
         kind, type_name, keys, values, build, has_static = keys_and_children
+        if kind not in ("list", "tuple", "namedtuple"):
+            found = [type(value) for _, value in keys]
+            if found.count(str) != len(found):
+                key_types.extend(found)
+        head = f"{name}." if path else ""
         children = tuple(
-            visit(child, (*path, key)) for key, child in zip(keys, values, strict=True)
+            [
+                visit(child, (*path, key), f"{head}{key[1]!s}")
+                for key, child in zip(keys, values, strict=True)
+            ]
         )
         return Node(
             kind=kind,
@@ -141,13 +156,18 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> FlatTree
         )
 
     try:
-        root = visit(tree, ())
+        root = visit(tree, (), "")
     except RecursionError as error:
         raise TreeError(
             "the tree is nested too deeply, or contains itself; nothing was written"
         ) from error
-    names = tuple(map(leaf_name, paths))
-    return FlatTree(root, tuple(paths), names, tuple(leaves))
+    return FlatTree(root, tuple(paths), tuple(names), tuple(leaves), tuple(key_types))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _leaf_node(leaf: int) -> Node:
+    """The same for all trees, which makes them cheap to make and to compare."""
+    return Node(kind="leaf", leaf=leaf)
 
 
 def _is_kept(value: Any, path: KeyPath, is_leaf: Callable[[Any], bool]) -> bool:
@@ -301,7 +321,7 @@ def from_json(document: Any) -> tuple[Node, tuple[KeyPath, ...]]:
             if part != len(paths):
                 raise ValueError(f"leaf {part} stands where leaf {len(paths)} belongs")
             paths.append(path)
-            return Node(kind="leaf", leaf=part)
+            return _leaf_node(part)
         if not isinstance(part, Mapping):
             raise ValueError(f"{part!r} is no part of a tree")
         kind = part.get("kind")
@@ -317,8 +337,10 @@ def from_json(document: Any) -> tuple[Node, tuple[KeyPath, ...]]:
         if len(keys) != len(children):
             raise ValueError(f"{len(keys)} keys for {len(children)} children")
         nodes = tuple(
-            visit(child, (*path, key))
-            for key, child in zip(keys, children, strict=True)
+            [
+                visit(child, (*path, key))
+                for key, child in zip(keys, children, strict=True)
+            ]
         )
         return Node(
             kind=kind,
@@ -396,6 +418,8 @@ def _open(value: Any) -> _Opened | None:
     if isinstance(value, tuple) and hasattr(cls, "_fields"):
         keys = tuple(Key("field", name) for name in cls._fields)
         return "namedtuple", type_name(cls), keys, value, lambda c: cls(*c), False
+    if jax.tree_util.all_leaves((value,)):
+        return None
     # One level only: every child counts as a leaf here.
     children, treedef = jax.tree_util.tree_flatten_with_path(
         value, is_leaf=lambda child: child is not value

@@ -7,10 +7,10 @@ from typing import Any
 
 from stowax._caller import in_mesh, warn
 from stowax._context import Settings, check_supported, current_settings
-from stowax._item_leaf import ANYTHING, LeafFit, plan_leaf
+from stowax._item_leaf import ANYTHING, LeafFit, Placing, fit_leaf
 from stowax._keypath import at_leaf
 from stowax._leaves._registry import Leaves
-from stowax._manifest import LeafEntry
+from stowax._manifest import LeafEntry, LeafForm
 from stowax._named_tree import NamedTree, read_tree
 from stowax._opened import AUTO
 from stowax._operation import absolute, drive_in_time, entering
@@ -70,19 +70,23 @@ def load_leaf(
     target = ANYTHING if abstract_leaf is None else abstract_leaf
 
     async def read_leaf(tree: NamedTree) -> Any:
-        fit = _fit(tree, name, index, target, settings)
+        leaves = tree.item.manifest.leaves
+        position = _find(leaves, name, tree.item.path)
+        path, form = leaves[position].path, leaves[position].form
+        fit = _fit(tree, name, form, index, target, settings)
         if fit.plan is None:
             asked_by = "nobody" if target is ANYTHING else "state"
-            LoadPreview(tree.item.path, [fit.row()], asked_by=asked_by).check()
+            row = fit.row(name, path)
+            LoadPreview(tree.item.path, [row], asked_by=asked_by).check()
         assert fit.plan is not None
         if fit.note:
             warn(f"{location}: the dtype asked for loses values: {name}: {fit.note}")
-        begun = fit.plan.begin()
+        begun = fit.plan.begin(position, path)
         entering("reading it")
         await tree.operation.submit(tree.item.source.read(begun.requests))
         entering("placing it")
         with in_mesh(settings.loading.mesh):
-            return begun.place(tree.operation.processes)
+            return Placing(tree.operation.processes).place(begun)
 
     async def read() -> Any:
         return await read_tree(location, settings, checkpointable_name, read_leaf)
@@ -91,31 +95,32 @@ def load_leaf(
 
 
 def _fit(
-    tree: NamedTree, name: str, index: Any, target: Any, settings: Settings
+    tree: NamedTree,
+    name: str,
+    form: LeafForm,
+    index: Any,
+    target: Any,
+    settings: Settings,
 ) -> LeafFit:
-    leaves = tree.item.manifest.leaves
-    position = _find(leaves, name, tree.item.path)
-    entry = leaves[position]
     view = None
     if index is not None:
-        if entry.dtype is None:
-            article = "an" if entry.kind == "integer" else "a"
+        if form.dtype is None:
+            article = "an" if form.kind == "integer" else "a"
             raise LeafIndexError(
-                f"leaf {name!r} is {article} {entry.kind}, and has no slices"
+                f"leaf {name!r} is {article} {form.kind}, and has no slices"
             )
         with at_leaf(name):
-            extra = int(entry.prng_impl is not None)
-            view = view_of(index, entry.shape, extra=extra)
+            extra = int(form.prng_impl is not None)
+            view = view_of(index, form.shape, extra=extra)
     with in_mesh(settings.loading.mesh):
-        return plan_leaf(
-            position,
-            entry,
+        return fit_leaf(
+            form,
             target,
-            name=name,
-            loading=settings.loading,
-            processes=tree.operation.processes,
-            leaves=Leaves(settings.leaf_handlers),
-            view=view,
+            name,
+            settings.loading,
+            tree.operation.processes,
+            Leaves(settings.leaf_handlers),
+            view,
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -35,11 +35,13 @@ class CustomType:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeafEntry:
-    """One stored leaf."""
+class LeafForm:
+    """What a stored leaf is, wherever it stands.
 
-    path: KeyPath
-    name: str
+    The leaves of a model have few forms, and those that are alike share one value: what
+    follows from a form is found once for all of them.
+    """
+
     kind: LeafKind
     dtype: str | None = None
     """Name of the stored dtype (`bfloat16`); None for a text."""
@@ -60,6 +62,14 @@ class LeafEntry:
     typed PRNG keys that of the keys, without the axis of their data."""
     custom: CustomType | None = None
     """The leaf is the stored form of a value of this type."""
+
+
+class LeafEntry(NamedTuple):
+    """One stored leaf."""
+
+    path: KeyPath
+    name: str
+    form: LeafForm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

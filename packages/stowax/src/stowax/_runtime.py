@@ -39,7 +39,10 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from stowax._budget import Budget
+from stowax._memory import spare_memory_bytes
 from stowax._processes import Processes, default_processes
+from stowax._recent import Recent
 from stowax._tasks import drop
 from stowax.errors import RunningLoopError
 
@@ -57,6 +60,7 @@ class Runtime:
       processes: The processes of the run; None asks `jax.distributed` each time.
       worker_count: Threads for blocking calls.
       clock_nsecs: Nanoseconds since the epoch.
+      spare_memory_bytes: How much memory the process may still take.
     """
 
     def __init__(
@@ -65,11 +69,20 @@ class Runtime:
         processes: Processes | None = None,
         worker_count: int = 4,
         clock_nsecs: Callable[[], int] = time.time_ns,
+        spare_memory_bytes: Callable[[], int] = spare_memory_bytes,
     ) -> None:
         self.unseen_failures = UnseenFailures()
+        self.staging_budget = Budget()
+        """Memory of values on their way to files, of all saves together."""
+        self.reading_budget = Budget()
+        """Memory beside the results, of all loads together."""
+        self.layouts: Recent[Any] = Recent(4)
+        """How the last few structures that were saved are laid out; see `_item_layout`.
+        """
         self._processes = processes
         self._worker_count = worker_count
         self._clock_nsecs = clock_nsecs
+        self._spare_memory_bytes = spare_memory_bytes
         # Guards what is below.
         self._lock = threading.Lock()
         self._loop: _Loop | None = None
@@ -92,6 +105,10 @@ class Runtime:
     def now_nsecs(self) -> int:
         """Returns the time in nanoseconds since the epoch."""
         return self._clock_nsecs()
+
+    def spare_memory_bytes(self) -> int:
+        """Returns how much memory the process may still take."""
+        return self._spare_memory_bytes()
 
     def serial(self, key: str) -> int:
         """Counts the calls with a key, from 0.

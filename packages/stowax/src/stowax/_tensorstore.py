@@ -128,7 +128,7 @@ class TensorStoreSource:
 
         On a worker: to await each would cost more than to read it.
         """
-        arrays = [leaf for leaf in self._leaves if leaf.kind != "string"]
+        arrays = [leaf for leaf in self._leaves if leaf.form.kind != "string"]
         if not arrays:
             return self._leaves
         prefixes = [self._prefix(leaf.name) for leaf in arrays]
@@ -147,7 +147,7 @@ class TensorStoreSource:
             for leaf, read in zip(arrays, reads, strict=True)
         )
         return tuple(
-            leaf if leaf.kind == "string" else next(found) for leaf in self._leaves
+            leaf if leaf.form.kind == "string" else next(found) for leaf in self._leaves
         )
 
     def _with_document(
@@ -184,10 +184,11 @@ class TensorStoreSource:
                     ts.open(spec, read=True, open=True, context=self._context)
                 )
         found = array.dtype.name, tuple(array.shape)
-        if found != (leaf.dtype, leaf.shape):
+        if found != (leaf.form.dtype, leaf.form.shape):
             raise CorruptCheckpointError(
-                f"{self._place(leaf)}: it was {leaf.dtype}{list(leaf.shape)}, and is "
-                f"{found[0]}{list(found[1])} now: somebody is writing to it"
+                f"{self._place(leaf)}: it was {leaf.form.dtype}"
+                f"{list(leaf.form.shape)}, and is {found[0]}{list(found[1])} now: "
+                "somebody is writing to it"
             )
         self._arrays[position] = array
 
@@ -270,18 +271,19 @@ def _check_file(path: pathlib.Path) -> None:
 
 def _with_facts(leaf: LeafEntry, facts: ArrayFacts, place: str) -> LeafEntry:
     """The leaf with what its array says, if they fit together."""
-    if leaf.kind == "scalar" and facts.shape:
+    if leaf.form.kind == "scalar" and facts.shape:
         raise CorruptCheckpointError(
             f"{place}: a scalar is stored with shape {facts.shape}."
         )
-    if leaf.prng_impl is not None and (facts.dtype != "uint32" or not facts.shape):
+    if leaf.form.prng_impl is not None and (facts.dtype != "uint32" or not facts.shape):
         raise CorruptCheckpointError(
             f"{place}: the data of PRNG keys is stored as {facts.dtype}"
             f"{list(facts.shape)}, expected uint32[…, n]."
         )
-    return replace(
-        leaf, dtype=facts.dtype, shape=facts.shape, chunk_shape=facts.chunk_shape
+    form = replace(
+        leaf.form, dtype=facts.dtype, shape=facts.shape, chunk_shape=facts.chunk_shape
     )
+    return leaf._replace(form=form)
 
 
 async def _finish(future: ts.Future[_T]) -> _T:

@@ -551,19 +551,28 @@ class MemoryOptions(OptionGroup):
                 )
 
     write_concurrent_bytes: int | None = None
-    """Bytes in flight to the store. Ignored for now."""
+    """Memory that all saves together may take for values on their way to the store.
+
+    It counts copies of NumPy leaves, and of arrays on devices with memory of their own;
+    arrays of JAX on the CPU are written from where they are. A state that does not fit
+    is staged as its files are written: `save_async` then returns when the last leaf is
+    staged. None: half of what the process may still take, a container's limit included.
+    """
 
     read_concurrent_bytes: int | None = None
-    """Bytes in flight from the store. Ignored for now."""
+    """Memory that all loads together may take beside what they return; None: 48 MiB."""
 
     transfer_concurrent_bytes: int | None = None
-    """Bytes in flight from devices to the host. Ignored for now."""
+    """The same limit as `write_concurrent_bytes`; the lower one counts."""
 
     regulator_options: RegulatorOptions | None = None
     """How the transfer limit follows measured memory use. Ignored for now."""
 
     expected_surge_bytes: int | float | None = None
-    """Memory that the program is about to need elsewhere, in bytes. Ignored for now."""
+    """Memory that the program is about to need elsewhere, in bytes.
+
+    It is taken from what the process may still take, where no limit is given.
+    """
 
     is_prioritized_key_fn: Callable[[PyTreeKeyPath], bool] | None = None
     """Which leaves to transfer first. Ignored for now: all leaves are safe once

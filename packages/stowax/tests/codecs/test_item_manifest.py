@@ -12,7 +12,6 @@ from sample_trees import trees
 from stowax._codecs._checksum import seal, unseal
 from stowax._codecs._item_manifest import (
     ItemRoot,
-    build_table,
     decode_digests,
     decode_part,
     decode_root,
@@ -22,7 +21,7 @@ from stowax._codecs._item_manifest import (
     encode_root,
 )
 from stowax._keypath import flatten, to_json
-from stowax._manifest import CustomType, LeafEntry
+from stowax._manifest import ChunkTable, CustomType, LeafEntry, LeafForm
 from stowax.errors import CorruptCheckpointError
 
 FACTS = st.recursive(
@@ -33,40 +32,58 @@ FACTS = st.recursive(
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
 
 
+def build_table(files, rows):
+    """Makes a table of rows (leaf, file, chunk, offset, length, sums)."""
+    leaf, file, chunk, offset, length, sums = (
+        zip(*rows, strict=True) if rows else ((),) * 6
+    )
+    return ChunkTable(
+        files=tuple(name for name, _ in files),
+        file_size_bytes=tuple(size for _, size in files),
+        leaf=np.array(leaf, "<u4"),
+        file=np.array(file, "<u4"),
+        chunk=np.array(chunk, "<u8"),
+        offset_bytes=np.array(offset, "<u8"),
+        length_bytes=np.array(length, "<u8"),
+        sum_ends=np.cumsum([len(s) for s in sums]).astype("<u8"),
+        sums=np.array([value for s in sums for value in s], "<u4"),
+    )
+
+
 @st.composite
 def roots(draw):
     """Roots of any tree, with leaves of any kind."""
     flat = flatten(draw(trees(st.integers())))
     entries = []
     for path, name in zip(flat.paths, flat.names, strict=True):
-        facts = {"path": path, "name": name}
+        if entries and draw(st.booleans()):
+            form = draw(st.sampled_from(entries)).form
+            entries.append(LeafEntry(path, name, form))
+            continue
         if draw(st.booleans()):
-            entries.append(
-                LeafEntry(kind="string", text=draw(st.text("aé\n")), **facts)
-            )
+            form = LeafForm(kind="string", text=draw(st.text("aé\n")))
+            entries.append(LeafEntry(path, name, form))
             continue
         if draw(st.booleans()):
             text = hex(draw(st.integers()))
-            entries.append(LeafEntry(kind="integer", text=text, **facts))
+            entries.append(LeafEntry(path, name, LeafForm(kind="integer", text=text)))
             continue
         shape = draw(shapes)
         kind = draw(st.sampled_from(["jax.Array", "np.ndarray", "scalar"]))
         custom = CustomType(typestr="a.B", facts=draw(FACTS))
         sharding = {"sharding_type": "NamedSharding", "shape": [2]}
-        entries.append(
-            LeafEntry(
-                kind=kind,
-                dtype=draw(st.sampled_from(["bfloat16", "int4"])),
-                shape=shape,
-                chunk_shape=tuple(max(1, n) for n in shape),
-                codec=draw(st.none() | st.just("zstd")),
-                write_shape=draw(st.none() | st.just(shape)),
-                prng_impl=draw(st.none() | st.just("rbg")),
-                sharding=draw(st.none() | st.just(sharding)),
-                custom=draw(st.none() | st.just(custom)),
-                **facts,
-            )
+        form = LeafForm(
+            kind=kind,
+            dtype=draw(st.sampled_from(["bfloat16", "int4"])),
+            shape=shape,
+            chunk_shape=tuple(max(1, n) for n in shape),
+            codec=draw(st.none() | st.just("zstd")),
+            write_shape=draw(st.none() | st.just(shape)),
+            prng_impl=draw(st.none() | st.just("rbg")),
+            sharding=draw(st.none() | st.just(sharding)),
+            custom=draw(st.none() | st.just(custom)),
         )
+        entries.append(LeafEntry(path, name, form))
     data = draw(st.dictionaries(st.text("abc/é", min_size=1), st.binary(), max_size=3))
     digests = {name: digest(content) for name, content in data.items()}
     return ItemRoot(
@@ -104,9 +121,7 @@ def test_root_there_and_back(root):
     found = decode_root(encode_root(root))
 
     assert to_json(found.root) == to_json(root.root)
-    assert [dataclasses.replace(e, path=()) for e in found.leaves] == [
-        dataclasses.replace(e, path=()) for e in root.leaves
-    ]
+    assert [entry[1:] for entry in found.leaves] == [entry[1:] for entry in root.leaves]
     assert (found.documents, found.parts) == (root.documents, root.parts)
 
 
@@ -136,7 +151,7 @@ def sample_part():
 def sample_root():
     """A small root, in bytes."""
     flat = flatten({"a": 1})
-    entry = LeafEntry(path=flat.paths[0], name="a", kind="scalar", dtype="int64")
+    entry = LeafEntry(flat.paths[0], "a", LeafForm(kind="scalar", dtype="int64"))
     return encode_root(
         ItemRoot(root=flat.root, leaves=(entry,), documents={}, parts={})
     )
@@ -190,7 +205,7 @@ def test_wrong_content_with_right_checksum(changes):
         decode_root(seal(document))
 
 
-@pytest.mark.parametrize("version", [3, "1", None, 1.5])
+@pytest.mark.parametrize("version", [4, "1", None, 1.5])
 def test_other_versions(version):
     """A version that this release does not know is refused; the cure is named."""
     document = {**unseal(sample_root()), "version": version}
@@ -199,25 +214,40 @@ def test_other_versions(version):
         decode_root(seal(document))
 
 
-@pytest.mark.parametrize(
-    ("facts", "version"),
-    [
-        ({"kind": "np.ndarray", "dtype": "int8"}, 1),
-        ({"kind": "np.ndarray", "dtype": "int8", "codec": "zstd"}, 2),
-        ({"kind": "integer", "text": "0x1"}, 2),
-        ({"kind": "bytes", "dtype": "uint8", "shape": (2,), "chunk_shape": (2,)}, 2),
-        ({"kind": "string", "text": "1", "custom": CustomType(typestr="a.B")}, 1),
-    ],
-)
-def test_version_is_the_lowest_that_understands_it(facts, version):
-    """Only what they cannot read is kept from releases that do not know of it."""
-    leaf = LeafEntry(path=(), name="", **facts)
-    root = ItemRoot(root=flatten(0).root, leaves=(leaf,), documents={}, parts={})
+def test_forms_are_written_once():
+    """Leaves that are alike share one description, on disk and when they are read."""
+    flat = flatten({"a": 1, "b": 2, "c": "x"})
+    number, text = LeafForm(kind="scalar", dtype="int64"), LeafForm(kind="string")
+    forms = (number, number, text)
+    leaves = tuple(map(LeafEntry, flat.paths, flat.names, forms))
+    root = ItemRoot(root=flat.root, leaves=leaves, documents={}, parts={})
 
     document = unseal(encode_root(root))
+    found = decode_root(encode_root(root)).leaves
 
-    assert document["version"] == version
-    assert decode_root(encode_root(root)).leaves == (leaf,)
+    assert document["leaves"] == [0, 0, 1]
+    assert len(document["forms"]) == 2
+    assert found == leaves
+    assert found[0].form is found[1].form
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_forms_of_older_versions(version):
+    """Before there were forms, every leaf was described by itself."""
+    document = unseal(sample_root())
+    document["leaves"] = document.pop("forms")
+    document["version"] = version
+
+    assert decode_root(seal(document)) == decode_root(sample_root())
+
+
+@pytest.mark.parametrize("position", [1, -1, "0", True])
+def test_form_that_is_not_there(position):
+    """A leaf without a form is damage, however the position is wrong."""
+    document = {**unseal(sample_root()), "leaves": [position]}
+
+    with pytest.raises(CorruptCheckpointError, match="no item manifest"):
+        decode_root(seal(document))
 
 
 def test_other_documents():

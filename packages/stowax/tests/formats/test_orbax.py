@@ -256,8 +256,8 @@ def test_recorded_shardings_are_kept():
     for leaf in _open_tree(item).manifest.leaves:
         saved = tree[leaf.name]["leaf"].get("sharding")
         if saved is not None and saved["type"] == "NamedSharding":
-            assert leaf.sharding["partition_spec"] == saved["spec"]
-            assert leaf.sharding["shape"] == saved["mesh_shape"]
+            assert leaf.form.sharding["partition_spec"] == saved["spec"]
+            assert leaf.form.sharding["shape"] == saved["mesh_shape"]
 
 
 def test_stored_facts_of_every_leaf():
@@ -270,9 +270,9 @@ def test_stored_facts_of_every_leaf():
 
         found = _open_tree(item).manifest.leaves
 
-        assert {leaf.name: [leaf.dtype, list(leaf.shape)] for leaf in found} == {
-            name: [leaf["dtype"], leaf["shape"]] for name, leaf in saved.items()
-        }
+        assert {
+            leaf.name: [leaf.form.dtype, list(leaf.form.shape)] for leaf in found
+        } == {name: [leaf["dtype"], leaf["shape"]] for name, leaf in saved.items()}
 
 
 def _leaves(node):
@@ -286,8 +286,10 @@ def _read(item, name):
         tree = await open_tree(LocalStore(), str(item), verify=True)
         names = [leaf.name for leaf in tree.manifest.leaves]
         leaf = tree.manifest.leaves[names.index(name)]
-        out = np.empty(leaf.shape, jax.numpy.dtype(leaf.dtype))
-        request = ReadRequest(leaf=names.index(name), box=whole(leaf.shape), out=out)
+        out = np.empty(leaf.form.shape, jax.numpy.dtype(leaf.form.dtype))
+        request = ReadRequest(
+            leaf=names.index(name), box=whole(leaf.form.shape), out=out
+        )
         await tree.source.read([request])
         return out
 

@@ -23,7 +23,7 @@ from stowax._formats._orbax_strings import check_string_names
 from stowax._formats._orbax_tree_read import decode_documents
 from stowax._formats._orbax_tree_write import encode_documents
 from stowax._keypath import check_names, flatten
-from stowax._manifest import LeafEntry, Manifest
+from stowax._manifest import LeafEntry, LeafForm, Manifest
 from stowax.errors import (
     CorruptCheckpointError,
     InvalidLayoutError,
@@ -77,7 +77,7 @@ def manifests(draw):
     """Whatever the documents can say: trees that can be written, all kinds of leaf."""
     flat = flatten(draw(TREES))
     leaves = tuple(
-        LeafEntry(path=path, name=name, **draw(LEAVES))
+        LeafEntry(path, name, LeafForm(**draw(LEAVES)))
         for path, name in zip(flat.paths, flat.names, strict=True)
     )
     return Manifest(root=flat.root, leaves=leaves)
@@ -86,7 +86,7 @@ def manifests(draw):
 def _writable(manifest):
     try:
         check_names(manifest.root)
-        check_string_names(e.name for e in manifest.leaves if e.kind == "string")
+        check_string_names(e.name for e in manifest.leaves if e.form.kind == "string")
     except KeyPathCollisionError:
         return False
     return True
@@ -96,7 +96,7 @@ def _manifest_of(tree, **kinds):
     """A manifest of leaves that are all of one kind."""
     flat = flatten(tree)
     leaves = tuple(
-        LeafEntry(path=path, name=name, **kinds)
+        LeafEntry(path, name, LeafForm(**kinds))
         for path, name in zip(flat.paths, flat.names, strict=True)
     )
     return Manifest(root=flat.root, leaves=leaves)
@@ -109,7 +109,7 @@ def _encode(manifest):
 def _strings(**texts):
     flat = flatten(texts)
     leaves = tuple(
-        LeafEntry(path=path, name=name, kind="string", text=text)
+        LeafEntry(path, name, LeafForm(kind="string", text=text))
         for path, name, text in zip(flat.paths, flat.names, flat.leaves, strict=True)
     )
     return Manifest(root=flat.root, leaves=leaves)
@@ -146,22 +146,24 @@ def test_orbax_loads_what_the_documents_describe(tmp_path):
     flat = flatten(tree)
     leaves, arrays = [], {}
     for path, name, value in zip(flat.paths, flat.names, flat.leaves, strict=True):
-        leaf = LeafEntry(path=path, name=name, kind="scalar")
+        form = LeafForm(kind="scalar")
         if isinstance(value, str):
-            leaves.append(replace(leaf, kind="string", text=value))
+            text = LeafForm(kind="string", text=value)
+            leaves.append(LeafEntry(path, name, text))
             continue
         data = value
         if isinstance(value, np.ndarray):
-            leaf = replace(leaf, kind="np.ndarray")
+            form = LeafForm(kind="np.ndarray")
         elif isinstance(value, jax.Array):
             described = _sharding.describe(value.sharding)
-            leaf = replace(leaf, kind="jax.Array", sharding=described)
+            form = LeafForm(kind="jax.Array", sharding=described)
             if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
                 data = jax.random.key_data(value)
-                leaf = replace(leaf, prng_impl=str(jax.random.key_impl(value)))
+                form = replace(form, prng_impl=str(jax.random.key_impl(value)))
         arrays[name] = np.asarray(data)
         shape = arrays[name].shape
-        leaves.append(replace(leaf, shape=shape, chunk_shape=shape))
+        form = replace(form, shape=shape, chunk_shape=shape)
+        leaves.append(LeafEntry(path, name, form))
     item = tmp_path / "checkpoint" / "state"
     _write_arrays(item, arrays)
     written = encode_documents(
@@ -249,7 +251,7 @@ def test_entries_out_of_order_are_put_in_order():
 
     manifest = decode_documents(encoded, path="/c").manifest
 
-    assert [leaf.text for leaf in manifest.leaves] == [f"{i}" for i in range(12)]
+    assert [leaf.form.text for leaf in manifest.leaves] == [f"{i}" for i in range(12)]
     assert manifest == _strings(x=[f"{i}" for i in range(12)])
 
 
@@ -368,8 +370,8 @@ def test_damaged_companion_is_named(name, content):
     """A damaged document beside `_METADATA` is an error that names it."""
     flat = flatten({"s": "text", "w": Slot()})
     leaves = (
-        LeafEntry(path=flat.paths[0], name="s", kind="string", text="text"),
-        LeafEntry(path=flat.paths[1], name="w", kind="jax.Array", sharding=SINGLE),
+        LeafEntry(flat.paths[0], "s", LeafForm(kind="string", text="text")),
+        LeafEntry(flat.paths[1], "w", LeafForm(kind="jax.Array", sharding=SINGLE)),
     )
     encoded = _encode(Manifest(root=flat.root, leaves=leaves))
 
@@ -383,13 +385,11 @@ def test_no_damage_surprises(data):
     """One changed byte in any document gives a value or an error of this library."""
     flat = flatten({"s": "text", "w": [Slot(), ()]})
     leaves = (
-        LeafEntry(path=flat.paths[0], name="s", kind="string", text="text"),
+        LeafEntry(flat.paths[0], "s", LeafForm(kind="string", text="text")),
         LeafEntry(
-            path=flat.paths[1],
-            name="w.0",
-            kind="jax.Array",
-            sharding=NAMED,
-            prng_impl="rbg",
+            flat.paths[1],
+            "w.0",
+            LeafForm(kind="jax.Array", sharding=NAMED, prng_impl="rbg"),
         ),
     )
     encoded = _encode(Manifest(root=flat.root, leaves=leaves))
@@ -441,7 +441,7 @@ def test_string_name_that_is_no_pointer_harms_no_other():
 
     assert json.loads(encoded["_strings.json"])["plain"] == "anybody's"
     manifest = decode_documents(encoded, path="/c").manifest
-    assert [leaf.text for leaf in manifest.leaves] == ["ours", "anybody's"]
+    assert [leaf.form.text for leaf in manifest.leaves] == ["ours", "anybody's"]
 
 
 @pytest.mark.parametrize("texts", [{"k": "\ud800"}, {"\ud800": "v"}])
@@ -457,19 +457,18 @@ def test_half_a_surrogate_pair_is_refused(texts):
 def test_sharding_of_keys_gains_an_axis_on_disk():
     """Key data has one more axis than the keys, and the recorded spec follows."""
     flat = flatten({"k": Slot()})
-    leaf = LeafEntry(
-        path=flat.paths[0],
-        name="k",
+    form = LeafForm(
         kind="jax.Array",
         prng_impl="rbg",
         sharding={**NAMED, "partition_spec": ["x"]},
     )
+    leaf = LeafEntry(flat.paths[0], "k", form)
     encoded = _encode(Manifest(root=flat.root, leaves=(leaf,)))
 
     (text,) = json.loads(encoded["_sharding"]).values()
     assert json.loads(text)["partition_spec"] == ["x", None]
     (read,) = decode_documents(encoded, path="/c").manifest.leaves
-    assert read.sharding == leaf.sharding
+    assert read.form.sharding == leaf.form.sharding
 
 
 # --- the root -------------------------------------------------------------------------

@@ -204,16 +204,20 @@ def test_readers_without_such_entries(tmp_path):
     path = tmp_path / "c" / "state" / "stowax.manifest"
     document = unseal(path.read_bytes())
 
-    assert document["leaves"] == [
+    assert document["forms"] == [
         {
             "kind": "string",
             "text": "0.10",
             "custom": {"type": "decimal.Decimal", "facts": None},
         }
     ]
-    del document["leaves"][0]["custom"]
+    del document["forms"][0]["custom"]
     (leaf,) = decode_root(seal(document)).leaves
-    assert (leaf.kind, leaf.text, leaf.custom) == ("string", "0.10", None)
+    assert (leaf.form.kind, leaf.form.text, leaf.form.custom) == (
+        "string",
+        "0.10",
+        None,
+    )
 
 
 def test_the_last_one_is_asked_first(tmp_path):

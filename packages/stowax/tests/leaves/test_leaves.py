@@ -6,7 +6,6 @@ import pytest
 from sample_trees import all_kinds, bits, keys, mesh, sharded_arrays
 
 from stowax._box import Box, whole
-from stowax._keypath import Key
 from stowax._leaves._base import Holding
 from stowax._leaves._bytes import BytesLeaf
 from stowax._leaves._jax_array import JaxArrayLeaf, key_dtype, key_impl_name
@@ -19,7 +18,7 @@ from stowax._leaves._registry import (
 )
 from stowax._leaves._scalar import ScalarLeaf
 from stowax._leaves._string import StringLeaf
-from stowax._manifest import LeafEntry
+from stowax._manifest import LeafForm
 from stowax._processes import OneProcess
 from stowax.arrays import ArrayMetadata, NumpyMetadata
 from stowax.errors import UnsupportedLeafError
@@ -27,7 +26,7 @@ from stowax.testing import SimulatedCluster
 
 ONE = OneProcess()
 LEAVES = Leaves()
-ENTRY = LeafEntry(path=(), name="", kind="scalar", dtype="int64")
+ENTRY = LeafForm(kind="scalar", dtype="int64")
 SAMPLES = {
     f"{family}-{name}": value
     for family in ("jax", "sharded", "keys", "numpy", "scalars", "strings")
@@ -37,9 +36,7 @@ SAMPLES = {
 
 def entry_of(description, **changes):
     """The stored leaf of a description."""
-    return LeafEntry(
-        path=(Key("key", "leaf"),),
-        name="leaf",
+    return LeafForm(
         kind=description.kind,
         dtype=None if description.dtype is None else description.dtype.name,
         shape=description.shape,
@@ -203,9 +200,9 @@ def test_sharding_that_this_run_cannot_have():
     elsewhere = {**found.sharding, "device_mesh": {"mesh": [{"id": 99}] * 8}}
 
     for entry in (
-        LeafEntry(path=(), name="", kind="jax.Array", dtype="float32", shape=(8, 16),
+        LeafForm(kind="jax.Array", dtype="float32", shape=(8, 16),
                   sharding=elsewhere),
-        LeafEntry(path=(), name="", kind="jax.Array", dtype="float32", shape=(7,),
+        LeafForm(kind="jax.Array", dtype="float32", shape=(7,),
                   sharding=found.sharding),
     ):  # fmt: skip
         assert metadata(entry).sharding is None

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sample_trees import trees
 
 from stowax._keypath import flatten
-from stowax._manifest import LeafEntry
+from stowax._manifest import LeafEntry, LeafForm
 from stowax._plan._match import match_paths, near_name
 from stowax._plan._rename import Rules
 
@@ -15,7 +15,7 @@ def entries(tree):
     """The stored leaves of a tree."""
     flat = flatten(tree)
     return [
-        LeafEntry(path=path, name=name, kind="scalar", dtype="int64")
+        LeafEntry(path, name, LeafForm(kind="scalar", dtype="int64"))
         for path, name in zip(flat.paths, flat.names, strict=True)
     ]
 

@@ -27,7 +27,7 @@ EXAMPLES = 3000 if os.environ.get("STOWAX_SOAK") else 100
 def layouts(draw, process_count):
     """Arrays, each cut evenly along its axes, its parts held by some processes."""
     found = []
-    for leaf in range(draw(st.integers(0, 5))):
+    for _ in range(draw(st.integers(0, 5))):
         cuts = draw(st.lists(st.integers(1, 3), max_size=3))
         extents = [draw(st.integers(1, 6)) for _ in cuts]
         shape = tuple(c * n for c, n in zip(cuts, extents, strict=True))
@@ -44,16 +44,14 @@ def layouts(draw, process_count):
             )
             parts.append((Box(start, stop), tuple(sorted(holders))))
         dtype = np.dtype(draw(st.sampled_from(["u1", "u2", "u4", "c16"])))
-        found.append(
-            ArrayLayout(leaf=leaf, shape=shape, dtype=dtype, parts=tuple(parts))
-        )
+        found.append(ArrayLayout(shape=shape, dtype=dtype, parts=tuple(parts)))
     return found
 
 
 def plans(arrays, process_count):
     """The plan of every process."""
     return [
-        plan_write(arrays, process_index=i, data_directory=f"p{i}/")
+        plan_write(dict(enumerate(arrays)), process_index=i, data_directory=f"p{i}/")
         for i in range(process_count)
     ]
 
@@ -79,14 +77,18 @@ def test_every_element_is_written_once(limit_bytes, data):
         found = plans(arrays, process_count)
 
     assert all(plan.chunk_shapes == found[0].chunk_shapes for plan in found)
-    for array in arrays:
+    for leaf, array in enumerate(arrays):
         written = np.zeros(array.shape, int)
         for process, plan in enumerate(found):
             for chunk in (c for f in plan.files for c in f.chunks):
-                if chunk.leaf == array.leaf:
+                if chunk.leaf == leaf:
                     written[chunk.box.within(whole(array.shape))] += 1
-                    assert process in dict(array.parts)[chunk.part]
-                    assert chunk.part.intersect(chunk.box) == chunk.box
+                    part = plan.parts[chunk.part]
+                    assert part.leaf == leaf
+                    assert process in dict(array.parts)[part.box]
+                    assert part.box.intersect(chunk.box) == chunk.box
+                    assert chunk.cut in (None, chunk.box.within(part.box))
+                    assert (chunk.cut is None) == (chunk.box == part.box)
         assert (written == 1).all()
 
 
@@ -105,9 +107,9 @@ def test_chunks_are_the_grids(limit_bytes, data):
         shape = plan.chunk_shapes[chunk.leaf]
         counts = [-(-n // c) for n, c in zip(array.shape, shape, strict=True)]
         index = np.unravel_index(chunk.chunk, counts) if counts else ()
-        assert chunk.chunk_shape == shape
+        assert chunk.grid.shape == shape
         assert chunk.box == chunk_box(tuple(map(int, index)), array.shape, shape)
-        assert chunk.size_bytes == math.prod(shape) * array.dtype.itemsize
+        assert chunk.grid.size_bytes == math.prod(shape) * array.dtype.itemsize
 
 
 @pytest.mark.parametrize("limit_bytes", [64 << 20, 64, 1])
@@ -127,10 +129,10 @@ def test_files(limit_bytes, data):
     for file in plan.files:
         end = 0
         for chunk in file.chunks:
-            begin = place(end, chunk.size_bytes)
+            begin = place(end, chunk.grid.size_bytes)
             assert end <= begin < end + 4096
             assert begin % 64 == 0
-            end = begin + chunk.size_bytes + TRAILER_BYTES
+            end = begin + chunk.grid.size_bytes + TRAILER_BYTES
         assert file.size_bytes == end
 
 
@@ -148,7 +150,7 @@ def test_two_files_from_the_limit_on():
     half = _write.FILE_LIMIT_BYTES // 8
     arrays = [
         ArrayLayout(
-            leaf=i, shape=(half,), dtype=np.dtype("u1"), parts=((whole((half,)), (0,)),)
+            shape=(half,), dtype=np.dtype("u1"), parts=((whole((half,)), (0,)),)
         )
         for i in range(8)
     ]
@@ -165,14 +167,12 @@ def test_replicas_are_shared_out(process_count):
     """What all processes hold is written by all of them, about evenly."""
     everybody = tuple(range(process_count))
     arrays = [
-        ArrayLayout(
-            leaf=i, shape=(n,), dtype=np.dtype("u4"), parts=((whole((n,)), everybody),)
-        )
+        ArrayLayout(shape=(n,), dtype=np.dtype("u4"), parts=((whole((n,)), everybody),))
         for i, n in enumerate([100, 90, 110, 95, 105] * process_count)
     ]
 
     loads = [
-        sum(c.size_bytes for f in plan.files for c in f.chunks)
+        sum(c.grid.size_bytes for f in plan.files for c in f.chunks)
         for plan in plans(arrays, process_count)
     ]
 
@@ -183,7 +183,7 @@ def test_replicas_are_shared_out(process_count):
 def test_parts_of_one_array_are_shared_out():
     """The shards of one array that two processes hold go to both."""
     parts = tuple((Box((i,), (i + 1,)), (0, 1)) for i in range(8))
-    arrays = [ArrayLayout(leaf=0, shape=(8,), dtype=np.dtype("u4"), parts=parts)]
+    arrays = [ArrayLayout(shape=(8,), dtype=np.dtype("u4"), parts=parts)]
 
     counts = [sum(len(f.chunks) for f in plan.files) for plan in plans(arrays, 2)]
 
@@ -334,7 +334,6 @@ def test_files_stay_within_the_limit(limit_bytes):
     """No chunk is begun that would lead its file beyond the limit."""
     arrays = [
         ArrayLayout(
-            leaf=i,
             shape=(n,),
             dtype=np.dtype("u1"),
             parts=((whole((n,)), (0,)),),
@@ -344,7 +343,10 @@ def test_files_stay_within_the_limit(limit_bytes):
     ]
 
     plan = plan_write(
-        arrays, process_index=0, data_directory="d/", file_limit_bytes=limit_bytes
+        dict(enumerate(arrays)),
+        process_index=0,
+        data_directory="d/",
+        file_limit_bytes=limit_bytes,
     )
 
     assert all(f.size_bytes <= limit_bytes + TRAILER_BYTES for f in plan.files)
@@ -356,17 +358,15 @@ def test_size_of_compressed_files_is_open():
     """Nobody knows beforehand how long a file with a compressed chunk will be."""
     parts = ((whole((8,)), (0,)),)
     arrays = [
-        ArrayLayout(leaf=0, shape=(8,), dtype=np.dtype("u1"), parts=parts),
-        ArrayLayout(
-            leaf=1, shape=(8,), dtype=np.dtype("u1"), parts=parts, codec="zstd"
-        ),
+        ArrayLayout(shape=(8,), dtype=np.dtype("u1"), parts=parts),
+        ArrayLayout(shape=(8,), dtype=np.dtype("u1"), parts=parts, codec="zstd"),
     ]
 
     (plan,) = plans(arrays, 1)
     (plain,) = plans(arrays[:1], 1)
 
     assert [file.size_bytes for file in plan.files] == [None]
-    assert [chunk.codec for chunk in plan.files[0].chunks] == [None, "zstd"]
+    assert [chunk.grid.codec for chunk in plan.files[0].chunks] == [None, "zstd"]
     assert plain.files[0].size_bytes == 8 + TRAILER_BYTES
 
 
@@ -386,7 +386,6 @@ def test_who_shares_the_writing(sharing, expected):
     """Replicas are shared out among those that the caller allows, the first ones."""
     arrays = [
         ArrayLayout(
-            leaf=i,
             shape=(100,),
             dtype=np.dtype("u1"),
             parts=((whole((100,)), (0, 1, 2, 3)),),
@@ -397,7 +396,12 @@ def test_who_shares_the_writing(sharing, expected):
     counts = [
         sum(len(file.chunks) for file in plan.files)
         for plan in (
-            plan_write(arrays, process_index=i, data_directory="", sharing=sharing)
+            plan_write(
+                dict(enumerate(arrays)),
+                process_index=i,
+                data_directory="",
+                sharing=sharing,
+            )
             for i in range(4)
         )
     ]

@@ -1,7 +1,8 @@
 """The bytes of our own manifest: a root per item, and a part per writing process.
 
-The root is a sealed JSON document: the skeleton of the tree, the stored leaves in its
-order, a digest of every other document of the item, and one of every part.  A part is
+The root is a sealed JSON document: the skeleton of the tree, the forms of its leaves
+and which of them each leaf has, in the order of the skeleton, a digest of every other
+document of the item, and one of every part.  A part is
 the chunk table of one process as little-endian columns, so that neither writing nor
 reading walks over chunks in Python:
 
@@ -30,18 +31,24 @@ import numpy as np
 
 from stowax._codecs._checksum import crc32c, seal, unseal
 from stowax._codecs._compression import CODECS
-from stowax._keypath import Node, from_json, leaf_name, to_json
-from stowax._manifest import ChunkTable, CustomType, Digest, LeafEntry, LeafKind
+from stowax._keypath import KeyPath, Node, from_json, leaf_name, to_json
+from stowax._manifest import (
+    ChunkTable,
+    CustomType,
+    Digest,
+    LeafEntry,
+    LeafForm,
+    LeafKind,
+)
 from stowax.errors import CorruptCheckpointError
 
 SEAL, _ITEM = "stowax-checkpoint", "stowax-item"
 
 # A document says the lowest version whose readers understand it, so that what makes no
 # use of newer things stays readable for older releases.
-_NEWEST = {SEAL: 1, _ITEM: 2}
-_SINCE_CODEC = _SINCE_KINDS = 2
-"""Readers before would take what is compressed for the elements themselves, and do not
-know all kinds of leaves."""
+_NEWEST = {SEAL: 1, _ITEM: 3}
+_SINCE_FORMS = 3
+"""Before, every leaf stood there with a form of its own."""
 
 _TABLE_VERSION = 1
 _MAGIC = b"STOWAXCT"
@@ -55,7 +62,6 @@ _COLUMNS = (
     ("sum_ends", "<u8"),
 )
 _KINDS = get_args(LeafKind)
-_NEW_KINDS = ("integer", "bytes")
 _INTEGER = re.compile("-?0x[0-9a-f]+")
 
 
@@ -95,23 +101,21 @@ def decode_digests(document: Any) -> dict[str, Digest]:
 
 def encode_root(root: ItemRoot) -> bytes:
     """The root document of an item."""
+    forms: dict[int, LeafForm] = {}
+    for _, _, form in root.leaves:
+        forms.setdefault(id(form), form)
+    positions = {key: position for position, key in enumerate(forms)}
     return seal(
         {
             "format": _ITEM,
-            "version": max(map(_version, root.leaves), default=1),
+            "version": _SINCE_FORMS,
             "tree": to_json(root.root),
-            "leaves": [_leaf_to_json(entry) for entry in root.leaves],
+            "forms": [_form_to_json(form) for form in forms.values()],
+            "leaves": [positions[id(form)] for _, _, form in root.leaves],
             "documents": encode_digests(root.documents),
             "parts": encode_digests(root.parts),
         }
     )
-
-
-def _version(entry: LeafEntry) -> int:
-    """The lowest version whose readers understand a leaf."""
-    if entry.codec is not None:
-        return _SINCE_CODEC
-    return _SINCE_KINDS if entry.kind in _NEW_KINDS else 1
 
 
 def decode_root(data: bytes) -> ItemRoot:
@@ -125,17 +129,14 @@ def decode_root(data: bytes) -> ItemRoot:
     check_version(document, _ITEM)
     try:
         node, paths = from_json(document["tree"])
-        leaves = tuple(
-            _leaf_from_json(entry, path)
-            for entry, path in zip(document["leaves"], paths, strict=True)
-        )
+        leaves = _leaves_from_json(document, paths)
         return ItemRoot(
             root=node,
             leaves=leaves,
             documents=decode_digests(document["documents"]),
             parts=decode_digests(document["parts"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         # The seal held, so this is no damage by accident: somebody wrote it wrong.
         raise CorruptCheckpointError(f"it is no item manifest: {error}") from error
 
@@ -216,28 +217,6 @@ def decode_part(data: bytes) -> ChunkTable:
     return table
 
 
-def build_table(
-    files: Sequence[tuple[str, int]],
-    rows: Sequence[tuple[int, int, int, int, int, Sequence[int]]],
-) -> ChunkTable:
-    """Makes a table of rows (leaf, file, chunk, offset, length, sums)."""
-    leaf, file, chunk, offset, length, sums = (
-        zip(*rows, strict=True) if rows else ((),) * 6
-    )
-    ends = np.cumsum([len(s) for s in sums], dtype="<u8") if rows else ()
-    return ChunkTable(
-        files=tuple(name for name, _ in files),
-        file_size_bytes=tuple(size for _, size in files),
-        leaf=np.array(leaf, "<u4"),
-        file=np.array(file, "<u4"),
-        chunk=np.array(chunk, "<u8"),
-        offset_bytes=np.array(offset, "<u8"),
-        length_bytes=np.array(length, "<u8"),
-        sum_ends=np.array(ends, "<u8"),
-        sums=np.array([value for s in sums for value in s], "<u4"),
-    )
-
-
 def _check_table(table: ChunkTable) -> None:
     """Refuses rows that point outside their file or their sums."""
     if len(table) == 0:
@@ -254,37 +233,58 @@ def _check_table(table: ChunkTable) -> None:
         raise CorruptCheckpointError("the chunk table points outside its files")
 
 
-def _leaf_to_json(entry: LeafEntry) -> dict[str, Any]:
-    document: dict[str, Any] = {"kind": entry.kind}
-    if entry.text is not None:
-        document["text"] = entry.text
-    if entry.dtype is not None:
-        document["dtype"] = entry.dtype
-        document["shape"] = list(entry.shape)
-        document["chunk"] = list(entry.chunk_shape)
-    if entry.codec is not None:
-        document["codec"] = entry.codec
-    if entry.write_shape is not None:
-        document["write"] = list(entry.write_shape)
-    if entry.prng_impl is not None:
-        document["prng"] = entry.prng_impl
-    if entry.sharding is not None:
-        document["sharding"] = entry.sharding
-    if entry.custom is not None:
+def _form_to_json(form: LeafForm) -> dict[str, Any]:
+    document: dict[str, Any] = {"kind": form.kind}
+    if form.text is not None:
+        document["text"] = form.text
+    if form.dtype is not None:
+        document["dtype"] = form.dtype
+        document["shape"] = list(form.shape)
+        document["chunk"] = list(form.chunk_shape)
+    if form.codec is not None:
+        document["codec"] = form.codec
+    if form.write_shape is not None:
+        document["write"] = list(form.write_shape)
+    if form.prng_impl is not None:
+        document["prng"] = form.prng_impl
+    if form.sharding is not None:
+        document["sharding"] = form.sharding
+    if form.custom is not None:
         document["custom"] = {
-            "type": entry.custom.typestr,
-            "facts": entry.custom.facts,
+            "type": form.custom.typestr,
+            "facts": form.custom.facts,
         }
     return document
 
 
-def _leaf_from_json(document: Mapping[str, Any], path: Any) -> LeafEntry:
+def _leaves_from_json(
+    document: Mapping[str, Any], paths: Sequence[KeyPath]
+) -> tuple[LeafEntry, ...]:
+    described, chosen = document["leaves"], range(len(paths))
+    if document["version"] >= _SINCE_FORMS:
+        described, chosen = document["forms"], described
+    if not all(type(n) is int and 0 <= n < len(described) for n in chosen):
+        raise ValueError("a leaf has a form that is not there")
+    forms: list[LeafForm] = []
+    for position, form in enumerate(described):
+        try:
+            forms.append(_form_from_json(form))
+        except ValueError as error:
+            user = leaf_name(paths[list(chosen).index(position)])
+            raise ValueError(f"leaf {user!r} {error}") from error
+    return tuple(
+        [
+            LeafEntry(path, leaf_name(path), forms[position])
+            for position, path in zip(chosen, paths, strict=True)
+        ]
+    )
+
+
+def _form_from_json(document: Mapping[str, Any]) -> LeafForm:
     if document["kind"] not in _KINDS:
-        raise ValueError(f"unknown kind of leaf {document['kind']!r}")
+        raise ValueError(f"is of the unknown kind {document['kind']!r}")
     write = document.get("write")
-    entry = LeafEntry(
-        path=path,
-        name=leaf_name(path),
+    form = LeafForm(
         kind=document["kind"],
         dtype=document.get("dtype"),
         shape=_shape(document.get("shape", ())),
@@ -296,31 +296,31 @@ def _leaf_from_json(document: Mapping[str, Any], path: Any) -> LeafEntry:
         sharding=document.get("sharding"),
         custom=_custom_from_json(document.get("custom")),
     )
-    if len(entry.chunk_shape) != len(entry.shape) or 0 in entry.chunk_shape:
-        raise ValueError(f"leaf {entry.name!r} has chunks {entry.chunk_shape}")
-    if not isinstance(entry.sharding, dict | None):
-        raise ValueError(f"leaf {entry.name!r} has the sharding {entry.sharding!r:.80}")
-    if not isinstance(entry.prng_impl, str | None):
-        raise ValueError(f"leaf {entry.name!r} is of keys {entry.prng_impl!r:.80}")
-    if entry.codec is not None and entry.codec not in CODECS:
-        raise ValueError(f"leaf {entry.name!r} has the unknown codec {entry.codec!r}")
-    if entry.kind == "integer" and not _INTEGER.fullmatch(entry.text or ""):
-        raise ValueError(f"leaf {entry.name!r} is the integer {entry.text!r:.80}")
-    if entry.kind == "bytes" and (entry.dtype, len(entry.shape)) != ("uint8", 1):
-        raise ValueError(f"leaf {entry.name!r} is bytes of {entry.dtype}{entry.shape}")
-    return entry
+    if len(form.chunk_shape) != len(form.shape) or 0 in form.chunk_shape:
+        raise ValueError(f"has chunks {form.chunk_shape}")
+    if not isinstance(form.sharding, dict | None):
+        raise ValueError(f"has the sharding {form.sharding!r:.80}")
+    if not isinstance(form.prng_impl, str | None):
+        raise ValueError(f"is of keys {form.prng_impl!r:.80}")
+    if form.codec is not None and form.codec not in CODECS:
+        raise ValueError(f"has the unknown codec {form.codec!r}")
+    if form.kind == "integer" and not _INTEGER.fullmatch(form.text or ""):
+        raise ValueError(f"is the integer {form.text!r:.80}")
+    if form.kind == "bytes" and (form.dtype, len(form.shape)) != ("uint8", 1):
+        raise ValueError(f"is bytes of {form.dtype}{form.shape}")
+    return form
 
 
 def _custom_from_json(document: Any) -> CustomType | None:
     if document is None:
         return None
     if not isinstance(document["type"], str):
-        raise ValueError(f"{document['type']!r:.80} is no name of a type")
+        raise ValueError(f"stands for {document['type']!r:.80}, no name of a type")
     return CustomType(typestr=document["type"], facts=document["facts"])
 
 
 def _shape(sizes: Any) -> tuple[int, ...]:
     shape = tuple(int(n) for n in sizes)
     if any(n < 0 for n in shape):
-        raise ValueError(f"shape {shape}")
+        raise ValueError(f"has the shape {shape}")
     return shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,8 +30,7 @@ ITEM_DOCUMENT = "_METADATA"
 """Its presence makes a directory a tree item, in every format of this family."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadRequest:
+class ReadRequest(NamedTuple):
     """One part of one stored array, and the memory it goes to."""
 
     leaf: int

@@ -92,7 +92,7 @@ async def open_tree(
 
     use_ocdbt = _DATABASE in names if said.use_ocdbt is None else said.use_ocdbt
     directory = store.local_path(path)
-    if any(leaf.kind != "string" for leaf in said.manifest.leaves):
+    if any(leaf.form.kind != "string" for leaf in said.manifest.leaves):
         if use_ocdbt and _DATABASE not in names:
             raise CorruptCheckpointError(
                 f"{path}: {_DATABASE}, the table of contents of its arrays, is missing"

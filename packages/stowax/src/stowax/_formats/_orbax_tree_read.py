@@ -39,7 +39,7 @@ from stowax._keypath import (
     from_named_paths,
     walk,
 )
-from stowax._manifest import LeafEntry, LeafKind, Manifest
+from stowax._manifest import LeafEntry, LeafForm, LeafKind, Manifest
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
 
 _EMPTY_KINDS: Mapping[str, Kind] = {
@@ -120,17 +120,15 @@ def decode_documents(
                 "handler of its own, or is a placeholder without a value."
             )
         nodes.append((key_path, Node(kind="leaf", leaf=len(leaves))))
-        leaf = LeafEntry(
-            path=key_path,
-            name=name,
+        form = LeafForm(
             kind=_LEAF_KINDS[value_type],
             write_shape=_shape(value, "write_shape", f"{where}, leaf {name!r}"),
         )
-        if leaf.kind == "string":
-            leaf = replace(leaf, text=look_up(strings, name, path))
-        elif leaf.kind == "jax.Array":
-            leaf = _with_facts(leaf, facts.get(name), shardings.get(name))
-        leaves.append(leaf)
+        if form.kind == "string":
+            form = replace(form, text=look_up(strings, name, path))
+        elif form.kind == "jax.Array":
+            form = _with_facts(form, facts.get(name), shardings.get(name))
+        leaves.append(LeafEntry(key_path, name, form))
     manifest = _manifest(nodes, leaves, where)
     if rich_types and (rich := document.get(RICH_KEY)) is not None:
         manifest = _refined(manifest, rich, f"{where}, key {RICH_KEY!r}")
@@ -233,7 +231,7 @@ def _refined(manifest: Manifest, rich: Any, where: str) -> Manifest:
     return Manifest(
         root=root,
         leaves=tuple(
-            replace(leaf, path=path)
+            leaf._replace(path=path)
             for leaf, path in zip(manifest.leaves, paths, strict=True)
         ),
     )
@@ -295,15 +293,15 @@ def _decode_arrays(
 
 
 def _with_facts(
-    leaf: LeafEntry,
+    form: LeafForm,
     fact: Mapping[str, Any] | None,
     sharding: Mapping[str, Any] | None,
-) -> LeafEntry:
+) -> LeafForm:
     impl = None if fact is None else fact["impl"]
     if sharding is not None and impl is not None:
         sharding = _of_keys(sharding)
     chunk_shape = () if fact is None else fact["chunk_shape"] or ()
-    return replace(leaf, prng_impl=impl, sharding=sharding, chunk_shape=chunk_shape)
+    return replace(form, prng_impl=impl, sharding=sharding, chunk_shape=chunk_shape)
 
 
 def _of_keys(sharding: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -62,11 +62,13 @@ def encode_documents(
     documents = {
         ITEM_DOCUMENT: _encode_metadata(manifest, manifest_name, rich_types=rich_types)
     }
-    arrays = [leaf for leaf in manifest.leaves if leaf.kind == "jax.Array"]
-    if any(leaf.sharding is not None for leaf in arrays):
+    arrays = [leaf for leaf in manifest.leaves if leaf.form.kind == "jax.Array"]
+    if any(leaf.form.sharding is not None for leaf in arrays):
         documents[SHARDING_DOCUMENT] = _encode_shardings(arrays)
     strings = {
-        leaf.name: leaf.text for leaf in manifest.leaves if leaf.text is not None
+        leaf.name: leaf.form.text
+        for leaf in manifest.leaves
+        if leaf.form.text is not None
     }
     if strings:
         documents[STRINGS_DOCUMENT] = _encode_strings(strings)
@@ -112,26 +114,28 @@ def _encode_metadata(
 
 
 def _describe_leaf(leaf: LeafEntry) -> dict[str, Any]:
-    if leaf.text is not None and not is_pointer(leaf.name):
+    if leaf.form.text is not None and not is_pointer(leaf.name):
         # Orbax would fail at its name, and with it the whole load.
         return {"value_type": "None", "skip_deserialize": True}
     value: dict[str, Any] = {"value_type": _value_type(leaf), "skip_deserialize": False}
-    if leaf.kind == "jax.Array":
+    if leaf.form.kind == "jax.Array":
         value["write_shape"] = _write_shape(leaf)
     return value
 
 
 def _value_type(leaf: LeafEntry) -> str:
     """What Orbax takes the leaf for: it has fewer kinds."""
-    if leaf.kind == "integer":
+    if leaf.form.kind == "integer":
         return "string"
     # A complex scalar makes its `metadata` of the whole tree None.
-    is_complex = leaf.kind == "scalar" and (leaf.dtype or "").startswith("complex")
-    return "np.ndarray" if is_complex or leaf.kind == "bytes" else leaf.kind
+    is_complex = leaf.form.kind == "scalar" and (leaf.form.dtype or "").startswith(
+        "complex"
+    )
+    return "np.ndarray" if is_complex or leaf.form.kind == "bytes" else leaf.form.kind
 
 
 def _write_shape(leaf: LeafEntry) -> list[int]:
-    shape = leaf.shape if leaf.write_shape is None else leaf.write_shape
+    shape = leaf.form.shape if leaf.form.write_shape is None else leaf.form.write_shape
     return [max(1, extent) for extent in shape]
 
 
@@ -140,12 +144,14 @@ def _encode_shardings(arrays: Sequence[LeafEntry]) -> bytes:
     texts: dict[tuple[int, bool], str] = {}
     document = {}
     for leaf in arrays:
-        if leaf.sharding is None:
+        if leaf.form.sharding is None:
             continue
-        is_key = leaf.prng_impl is not None
-        known = (id(leaf.sharding), is_key)
+        is_key = leaf.form.prng_impl is not None
+        known = (id(leaf.form.sharding), is_key)
         if known not in texts:
-            sharding = _of_key_data(leaf.sharding) if is_key else leaf.sharding
+            sharding = (
+                _of_key_data(leaf.form.sharding) if is_key else leaf.form.sharding
+            )
             texts[known] = json.dumps(dict(sharding))
         name = base64.urlsafe_b64encode(_utf8(leaf.name, leaf.name)).decode()
         document[name] = texts[known]
@@ -170,12 +176,12 @@ def _encode_arrays(arrays: Sequence[LeafEntry]) -> bytes:
     entries = []
     for leaf in arrays:
         extra = None
-        if leaf.prng_impl is not None:
-            extra = {"random_key_impl": leaf.prng_impl}
+        if leaf.form.prng_impl is not None:
+            extra = {"random_key_impl": leaf.form.prng_impl}
         entry = {
             "param_name": leaf.name,
             "write_shape": _write_shape(leaf),
-            "chunk_shape": list(leaf.chunk_shape),
+            "chunk_shape": list(leaf.form.chunk_shape),
             "ext_metadata": extra,
         }
         entries.append({"array_metadata": entry})

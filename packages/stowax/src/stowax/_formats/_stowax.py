@@ -290,12 +290,12 @@ def _check_leaves(leaves: Sequence[LeafEntry], tables: Sequence[ChunkTable]) -> 
     for leaf, count in zip(leaves, counts.tolist(), strict=True):
         _check_extents(leaf)
         expected = 0
-        if leaf.kind not in TEXT_KINDS:
-            expected = math.prod(grid_counts(leaf.shape, leaf.chunk_shape))
+        if leaf.form.kind not in TEXT_KINDS:
+            expected = math.prod(grid_counts(leaf.form.shape, leaf.form.chunk_shape))
         if count != expected:
             raise CorruptCheckpointError(
                 f"leaf {leaf.name!r} has {count} chunks; its shape, "
-                f"{list(leaf.shape)}, asks for {expected}"
+                f"{list(leaf.form.shape)}, asks for {expected}"
             )
 
 
@@ -306,7 +306,7 @@ def _check_extents(leaf: LeafEntry) -> None:
         CorruptCheckpointError: Names the leaf.
     """
     try:
-        check_extents(leaf.shape, _itemsize(leaf))
+        check_extents(leaf.form.shape, _itemsize(leaf))
     except ValueError as error:
         raise CorruptCheckpointError(f"leaf {leaf.name!r} has {error}") from error
 
@@ -318,16 +318,16 @@ def _stored_bytes(leaf: LeafEntry) -> tuple[int, int]:
     itemsize = _itemsize(leaf)
     if itemsize == 0:
         return 0, longest
-    size_bytes = math.prod(leaf.chunk_shape) * itemsize
+    size_bytes = math.prod(leaf.form.chunk_shape) * itemsize
     least = most = size_bytes
-    if leaf.codec is not None:
-        least, most = CODECS[leaf.codec].stored_bytes(size_bytes)
+    if leaf.form.codec is not None:
+        least, most = CODECS[leaf.form.codec].stored_bytes(size_bytes)
     return min(least, longest), min(most, longest)
 
 
 def _itemsize(leaf: LeafEntry) -> int:
     """Bytes of an element; 0 if nothing can be said of it."""
     try:
-        return dtype_from_name(leaf.dtype or "").itemsize
+        return dtype_from_name(leaf.form.dtype or "").itemsize
     except UnsupportedLeafError:  # Raised again for whoever asks for the leaf.
         return 0

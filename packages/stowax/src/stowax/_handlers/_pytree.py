@@ -16,14 +16,9 @@ from stowax._context import (
 )
 from stowax._formats._orbax_json import PYTREE_TYPESTR
 from stowax._handlers._base import OwnHandler
+from stowax._item_layout import StagedItem, stage_item
 from stowax._item_read import metadata_tree, open_item, plan_load
-from stowax._item_write import (
-    StagedItem,
-    complete_items,
-    stage_item,
-    told_parts,
-    write_part,
-)
+from stowax._item_write import complete_items, told_parts, write_part
 from stowax._keypath import flatten
 from stowax._leaves._registry import Leaves
 from stowax._operation import Operation, OperationPath
@@ -97,6 +92,7 @@ class PyTreeHandler(OwnHandler):
         is_alone = where is not directory
         try:
             saving = self._saving(operation)
+            runtime = operation.runtime
             staged = stage_item(
                 checkpointable,
                 operation.processes,
@@ -106,14 +102,23 @@ class PyTreeHandler(OwnHandler):
                 codec=choose_codec(
                     saving.use_compression, is_remote=operation.store.is_remote
                 ),
+                budget=runtime.staging_budget,
+                limit_bytes=operation.settings.memory.staging_limit_bytes(
+                    runtime.spare_memory_bytes(), runtime.staging_budget.taken_bytes
+                ),
+                known=runtime.layouts,
             )
+            await staged.staging.stage_first()
         except Exception as error:  # Any failure: the others are about to wait for us.
             if is_alone:  # Inside another save, that one tells them.
                 await operation.submit(operation.agree("written", error))
             raise
-        _warn_narrowed("Context.array.saving", staged.narrowed)
+        _warn_narrowed("Context.array.saving", staged.layout.narrowed)
         write = _write_alone if is_alone else write_part
-        return operation.submit(write(staged, location, operation))
+        writing = operation.submit(write(staged, location, operation))
+        writing.future.add_done_callback(lambda _: staged.staging.close())
+        await staged.staging.stage_rest()
+        return writing
 
     async def load(
         self, directory: Any, abstract_checkpointable: Any = None

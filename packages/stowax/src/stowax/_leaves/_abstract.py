@@ -139,7 +139,7 @@ def asked_placement(
         sharding = getattr(target, "sharding_metadata", None)
     if (to_jax := getattr(sharding, "to_jax_sharding", None)) is not None:
         sharding = to_jax()
-    layout = _layout(target)
+    layout = asked_layout(target)
     if isinstance(sharding, Format):
         sharding, layout = sharding.sharding, sharding.layout
     if sharding is not None and not isinstance(sharding, jax.sharding.Sharding):
@@ -185,7 +185,7 @@ def asked_dtype(dtype: Any) -> np.dtype:
     return found
 
 
-def _layout(target: Any) -> Any:
+def asked_layout(target: Any) -> Any:
     """The layout that a leaf names beside its sharding.
 
     A live array always has one; only that which is not JAX's own choice is a wish.

@@ -10,7 +10,7 @@ value of its type as a standard leaf, and makes a value of one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from stowax._box import Box
-from stowax._manifest import LeafEntry, LeafKind
+from stowax._manifest import LeafForm, LeafKind
 from stowax._processes import Processes
 
 T = TypeVar("T")
@@ -63,6 +63,13 @@ class Wanted:
     """Parts of the stored array that this process needs."""
 
 
+Placer = Callable[[Mapping[Box, np.ndarray]], Any]
+"""Makes a value of parts in the wanted dtype, whose memory belongs to it.
+
+Called on the thread of whoever loads, which has JAX's default device.
+"""
+
+
 class UnlikeError(Exception):
     """A target asks for another type than is stored; the text names that."""
 
@@ -74,12 +81,24 @@ class StandardLeaf(Protocol):
         """Whether `value` is of this kind and can be saved."""
         ...
 
+    def outline(self, value: Any) -> Hashable:
+        """All that `describe` goes by: of equal outlines it says the same.
+
+        Raises:
+            UnsupportedLeafError: The value is there no more; says why.
+        """
+        ...
+
     def describe(self, value: Any, processes: Processes) -> Description:
         """What there is to store of `value`.
 
         Raises:
             UnsupportedLeafError: Of this kind, but not storable; says why.
         """
+        ...
+
+    def takes_memory(self, value: Any, *, borrow: bool) -> bool:
+        """Whether `stage` takes memory, more than a few bytes, beside the value's."""
         ...
 
     def stage(
@@ -100,29 +119,23 @@ class StandardLeaf(Protocol):
         """Whether `target`, a leaf of an abstract state, asks for this kind."""
         ...
 
-    def default_target(self, entry: LeafEntry) -> Any | None:
+    def default_target(self, form: LeafForm) -> Any | None:
         """The target for a stored leaf when the caller gave none.
 
         Returns:
-            None when another kind of leaf is made of such an entry.
+            None when another kind of leaf is made of such a form.
         """
         ...
 
-    def want(self, target: Any, entry: LeafEntry, processes: Processes) -> Wanted:
-        """What `target` asks of `entry`."""
+    def want(self, target: Any, form: LeafForm, processes: Processes) -> Wanted:
+        """What `target` asks of `form`."""
         ...
 
-    def place(
-        self,
-        target: Any,
-        entry: LeafEntry,
-        parts: Mapping[Box, np.ndarray],
-        processes: Processes,
-    ) -> Any:
-        """Makes the value of the parts that `want` asked for, in the wanted dtype."""
+    def placer(self, target: Any, form: LeafForm, processes: Processes) -> Placer:
+        """How a value is made of the parts that `want` asked for."""
         ...
 
-    def metadata(self, entry: LeafEntry) -> Any | None:
+    def metadata(self, form: LeafForm) -> Any | None:
         """What `metadata()` shows for a stored leaf; None for other kinds."""
         ...
 

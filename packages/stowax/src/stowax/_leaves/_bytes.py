@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from stowax._box import Box, whole
-from stowax._leaves._base import Description, Holding, Wanted
-from stowax._manifest import LeafEntry
+from stowax._leaves._base import Description, Holding, Placer, Wanted
+from stowax._manifest import LeafForm
 from stowax._processes import Processes
 
 
@@ -24,6 +24,10 @@ class BytesLeaf:
         """Bytes and their subclasses, which come back as plain bytes."""
         return isinstance(value, bytes)
 
+    def outline(self, value: bytes) -> Hashable:
+        """The length."""
+        return len(value)
+
     def describe(self, value: bytes, processes: Processes) -> Description:
         """One part, held by the primary process."""
         shape = (len(value),)
@@ -34,6 +38,11 @@ class BytesLeaf:
             shape=shape,
             holdings=held if value else (),
         )
+
+    def takes_memory(self, value: Any, *, borrow: bool) -> bool:
+        """The bytes themselves are staged: nobody can change them."""
+        del value, borrow
+        return False
 
     def stage(
         self, value: bytes, boxes: Sequence[Box], processes: Processes, *, borrow: bool
@@ -46,27 +55,25 @@ class BytesLeaf:
         """Bytes, or the type."""
         return target is bytes or isinstance(target, bytes)
 
-    def default_target(self, entry: LeafEntry) -> Any | None:
+    def default_target(self, form: LeafForm) -> Any | None:
         """Bytes of any length."""
-        return self.metadata(entry)
+        return self.metadata(form)
 
-    def want(self, target: Any, entry: LeafEntry, processes: Processes) -> Wanted:
+    def want(self, target: Any, form: LeafForm, processes: Processes) -> Wanted:
         """All of them, in every process."""
         del target, processes
-        return Wanted(kind="bytes", boxes=(whole(entry.shape),))
+        return Wanted(kind="bytes", boxes=(whole(form.shape),))
 
-    def place(
-        self,
-        target: Any,
-        entry: LeafEntry,
-        parts: Mapping[Box, np.ndarray],
-        processes: Processes,
-    ) -> bytes:
+    def placer(self, target: Any, form: LeafForm, processes: Processes) -> Placer:
         """The bytes."""
-        del target, entry, processes
-        (part,) = parts.values()
-        return part.tobytes()
+        del target, form, processes
 
-    def metadata(self, entry: LeafEntry) -> Any | None:
+        def place(parts: Mapping[Box, np.ndarray]) -> bytes:
+            (part,) = parts.values()
+            return part.tobytes()
+
+        return place
+
+    def metadata(self, form: LeafForm) -> Any | None:
         """No bytes."""
-        return b"" if entry.kind == "bytes" else None
+        return b"" if form.kind == "bytes" else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,10 +29,15 @@ from stowax._leaves._abstract import (
     has_sharding,
     is_array_like,
 )
-from stowax._leaves._base import Description, Holding, Wanted
-from stowax._manifest import LeafEntry
+from stowax._leaves._base import Description, Holding, Placer, Wanted
+from stowax._manifest import LeafForm
 from stowax._processes import Processes
-from stowax._transfer import shards_here, to_default_device, to_devices
+from stowax._transfer import (
+    shards_here,
+    shares_host_memory,
+    to_default_device,
+    to_devices,
+)
 from stowax.errors import DeletedArrayError
 
 
@@ -43,12 +48,16 @@ class JaxArrayLeaf:
         """Any committed or uncommitted array; not a tracer."""
         return isinstance(value, jax.Array) and not isinstance(value, Tracer)
 
-    def describe(self, value: jax.Array, processes: Processes) -> Description:
-        """Shape, dtype and holders of the array, or of the key data of PRNG keys."""
+    def outline(self, value: jax.Array) -> Hashable:
+        """Shape, dtype, and where it lies."""
         if value.is_deleted():
             raise DeletedArrayError(
                 "the array has been deleted or donated; save it before it is given away"
             )
+        return value.shape, value.dtype, value.sharding, value.committed
+
+    def describe(self, value: jax.Array, processes: Processes) -> Description:
+        """Shape, dtype and holders of the array, or of the key data of PRNG keys."""
         impl, dtype, shape = None, value.dtype, value.shape
         if is_key(dtype):
             impl = str(jax.random.key_impl(value))
@@ -64,6 +73,11 @@ class JaxArrayLeaf:
             prng_impl=impl,
             sharding=_sharding.describe(value.sharding),
         )
+
+    def takes_memory(self, value: jax.Array, *, borrow: bool) -> bool:
+        """A copy of what lies on a device with memory of its own."""
+        del borrow
+        return not shares_host_memory(value.sharding)
 
     def stage(
         self,
@@ -97,23 +111,23 @@ class JaxArrayLeaf:
             return True
         return is_array_like(target) and (has_sharding(target) or is_key(target.dtype))
 
-    def default_target(self, entry: LeafEntry) -> Any | None:
+    def default_target(self, form: LeafForm) -> Any | None:
         """Shape and dtype as stored; spread as it was, where that is possible."""
-        if entry.kind != "jax.Array":
+        if form.kind != "jax.Array":
             return None
-        shape, dtype = _described(entry)
+        shape, dtype = _described(form)
         return ArrayMetadata(shape=shape, dtype=dtype)
 
-    def want(self, target: Any, entry: LeafEntry, processes: Processes) -> Wanted:
+    def want(self, target: Any, form: LeafForm, processes: Processes) -> Wanted:
         """The parts that the target's sharding gives to this process."""
-        shape, dtype = _asked(target, entry)
+        shape, dtype = _asked(target, form)
         logical, impl = shape, None
         if is_key(dtype):
             impl = key_impl_name(dtype)
-            shape = (*shape, *entry.shape[-1:]) if entry.prng_impl else shape
+            shape = (*shape, *form.shape[-1:]) if form.prng_impl else shape
             dtype = np.dtype(np.uint32)
         boxes = {whole(shape)}
-        sharding, _ = _placement(target, entry, logical)
+        sharding, _ = _placement(target, form, logical)
         if sharding is not None:
             boxes = set(_own_boxes(sharding, logical, shape, processes).values())
         return Wanted(
@@ -125,35 +139,38 @@ class JaxArrayLeaf:
             boxes=tuple(boxes),
         )
 
-    def place(
-        self,
-        target: Any,
-        entry: LeafEntry,
-        parts: Mapping[Box, np.ndarray],
-        processes: Processes,
-    ) -> jax.Array:
-        """The array under the target's sharding; uncommitted if it has none."""
-        shape, dtype = _asked(target, entry)
+    def placer(self, target: Any, form: LeafForm, processes: Processes) -> Placer:
+        """Makes the array under the target's sharding; uncommitted if it has none."""
+        shape, dtype = _asked(target, form)
         impl = key_impl(dtype) if is_key(dtype) else None
-        stored = shape if impl is None else (*shape, *entry.shape[-1:])
-        sharding, layout = _placement(target, entry, shape)
+        stored = shape if impl is None else (*shape, *form.shape[-1:])
+        sharding, layout = _placement(target, form, shape)
         if sharding is None:
-            (part,) = parts.values()
-            array = to_default_device(part)
+            place = _to_default_device
         else:
             boxes = _own_boxes(sharding, shape, stored, processes)
-            spread = _extended(sharding, shape, stored)
             dtype = jax.dtypes.canonicalize_dtype(dtype if impl is None else np.uint32)
-            array = to_devices(
-                *(stored, spread, boxes, parts, np.dtype(dtype)),
+            place = functools.partial(
+                to_devices,
+                stored,
+                _extended(sharding, shape, stored),
+                boxes,
+                dtype=np.dtype(dtype),
                 # The extra axis of key data has no place in a layout of the keys.
                 layout=layout if impl is None else None,
             )
-        return array if impl is None else jax.random.wrap_key_data(array, impl=impl)
+        if impl is None:
+            return place
+        return lambda parts: jax.random.wrap_key_data(place(parts), impl=impl)
 
-    def metadata(self, entry: LeafEntry) -> Any | None:
+    def metadata(self, form: LeafForm) -> Any | None:
         """The abstract array, with its sharding where this run has its devices."""
-        return _abstract(entry) if entry.kind == "jax.Array" else None
+        return _abstract(form) if form.kind == "jax.Array" else None
+
+
+def _to_default_device(parts: Mapping[Box, np.ndarray]) -> jax.Array:
+    (part,) = parts.values()
+    return to_default_device(part)
 
 
 class _Asked(NamedTuple):
@@ -161,9 +178,9 @@ class _Asked(NamedTuple):
     dtype: Any
 
 
-def _asked(target: Any, entry: LeafEntry) -> _Asked:
+def _asked(target: Any, form: LeafForm) -> _Asked:
     """Shape and dtype that the target asks for; None in it means as stored."""
-    stored = _described(entry)
+    stored = _described(form)
     if target is jax.Array:
         return stored
     shape = stored.shape if target.shape is None else asked_shape(target.shape)
@@ -217,9 +234,14 @@ def _key_shape(dtype: Any) -> tuple[int, ...]:
 def is_key(dtype: Any) -> bool:
     """Whether a dtype is one of typed PRNG keys."""
     try:
-        return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+        return _is_key(dtype)
     except TypeError:  # It is no dtype at all.
         return False
+
+
+@functools.lru_cache(maxsize=256)
+def _is_key(dtype: Any) -> bool:
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def _holdings(
@@ -282,7 +304,7 @@ def _extended(
 
 
 def _placement(
-    target: Any, entry: LeafEntry, shape: tuple[int, ...]
+    target: Any, form: LeafForm, shape: tuple[int, ...]
 ) -> tuple[jax.sharding.Sharding | None, Layout | None]:
     """The sharding to load onto, and the layout; no sharding leaves it uncommitted.
 
@@ -295,15 +317,15 @@ def _placement(
         return (
             (sharding, layout) if getattr(target, "committed", True) else (None, None)
         )
-    recorded = _restored(entry, shape)
+    recorded = _restored(form, shape)
     if recorded is None or len(recorded.device_set) == 1:
         return None, None
     return recorded, None
 
 
-def _restored(entry: LeafEntry, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
-    sharding = _sharding.restore(entry.sharding, jax.devices())
-    logical = entry.shape if entry.prng_impl is None else entry.shape[:-1]
+def _restored(form: LeafForm, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
+    sharding = _sharding.restore(form.sharding, jax.devices())
+    logical = form.shape if form.prng_impl is None else form.shape[:-1]
     if sharding is None or len(shape) != len(logical):
         return None
     try:
@@ -314,22 +336,22 @@ def _restored(entry: LeafEntry, shape: tuple[int, ...]) -> jax.sharding.Sharding
     return sharding
 
 
-def _described(entry: LeafEntry) -> _Asked:
+def _described(form: LeafForm) -> _Asked:
     """Shape and dtype of the array that was saved."""
     # An implementation that JAX does not find by its name leaves plain data.
-    if entry.prng_impl is not None and is_registered(entry.prng_impl):
-        return _Asked(entry.shape[:-1], key_dtype(entry.prng_impl))
+    if form.prng_impl is not None and is_registered(form.prng_impl):
+        return _Asked(form.shape[:-1], key_dtype(form.prng_impl))
     # A text has no dtype; that it is no array is found when kinds are compared.
-    return _Asked(entry.shape, dtype_from_name(entry.dtype or "uint8"))
+    return _Asked(form.shape, dtype_from_name(form.dtype or "uint8"))
 
 
-def _abstract(entry: LeafEntry) -> ArrayMetadata:
-    shape, dtype = _described(entry)
+def _abstract(form: LeafForm) -> ArrayMetadata:
+    shape, dtype = _described(form)
     return ArrayMetadata(
         shape=shape,
         dtype=dtype,
-        sharding=_restored(entry, shape),
+        sharding=_restored(form, shape),
         storage_metadata=StorageMetadata(
-            chunk_shape=entry.chunk_shape, write_shape=entry.write_shape
+            chunk_shape=form.chunk_shape, write_shape=form.write_shape
         ),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,8 @@ from stowax._leaves._abstract import (
     has_sharding,
     is_array_like,
 )
-from stowax._leaves._base import Description, Holding, Wanted
-from stowax._manifest import LeafEntry
+from stowax._leaves._base import Description, Holding, Placer, Wanted
+from stowax._manifest import LeafForm
 from stowax._processes import Processes
 from stowax.errors import UnsupportedLeafError
 
@@ -30,6 +30,10 @@ class NumpyLeaf:
     def accepts(self, value: Any) -> bool:
         """Arrays and NumPy scalars."""
         return isinstance(value, np.ndarray | np.generic)
+
+    def outline(self, value: np.ndarray | np.generic) -> Hashable:
+        """Class, dtype and shape."""
+        return type(value), value.dtype, value.shape
 
     def describe(self, value: np.ndarray, processes: Processes) -> Description:
         """One part, held by the primary process."""
@@ -47,6 +51,11 @@ class NumpyLeaf:
             shape=value.shape,
             holdings=held if value.size else (),
         )
+
+    def takes_memory(self, value: np.ndarray, *, borrow: bool) -> bool:
+        """A copy, unless the array may be borrowed as it is."""
+        is_ready = value.flags.c_contiguous and value.dtype.isnative
+        return not (borrow and is_ready)
 
     def stage(
         self,
@@ -67,45 +76,43 @@ class NumpyLeaf:
             return target is np.ndarray or _is_scalar_type(target)
         return is_array_like(target) and not has_sharding(target)
 
-    def default_target(self, entry: LeafEntry) -> Any | None:
+    def default_target(self, form: LeafForm) -> Any | None:
         """Shape and dtype as stored."""
-        return self.metadata(entry)
+        return self.metadata(form)
 
-    def want(self, target: Any, entry: LeafEntry, processes: Processes) -> Wanted:
+    def want(self, target: Any, form: LeafForm, processes: Processes) -> Wanted:
         """The whole array, in every process."""
         del processes
         if target is np.ndarray:
-            target = NumpyMetadata(shape=entry.shape, dtype=None)
+            target = NumpyMetadata(shape=form.shape, dtype=None)
         elif isinstance(target, type):
             target = NumpyMetadata(shape=(), dtype=target)
-        shape = entry.shape if target.shape is None else asked_shape(target.shape)
+        shape = form.shape if target.shape is None else asked_shape(target.shape)
         # `dataclasses.replace(metadata, dtype=np.float16)` puts in a class.
         dtype = None if target.dtype is None else asked_dtype(target.dtype)
         return Wanted(kind="array", shape=shape, dtype=dtype, boxes=(whole(shape),))
 
-    def place(
-        self,
-        target: Any,
-        entry: LeafEntry,
-        parts: Mapping[Box, np.ndarray],
-        processes: Processes,
-    ) -> np.ndarray:
+    def placer(self, target: Any, form: LeafForm, processes: Processes) -> Placer:
         """A writable array of its own memory."""
-        del target, processes
-        (part,) = parts.values()
-        return part
+        del target, form, processes
+        return _only
 
-    def metadata(self, entry: LeafEntry) -> Any | None:
+    def metadata(self, form: LeafForm) -> Any | None:
         """Shape, dtype and chunks."""
-        if entry.kind != "np.ndarray":
+        if form.kind != "np.ndarray":
             return None
         return NumpyMetadata(
-            shape=entry.shape,
-            dtype=dtype_from_name(entry.dtype or ""),
+            shape=form.shape,
+            dtype=dtype_from_name(form.dtype or ""),
             storage_metadata=StorageMetadata(
-                chunk_shape=entry.chunk_shape, write_shape=entry.write_shape
+                chunk_shape=form.chunk_shape, write_shape=form.write_shape
             ),
         )
+
+
+def _only(parts: Mapping[Box, np.ndarray]) -> np.ndarray:
+    (part,) = parts.values()
+    return part
 
 
 def _is_scalar_type(cls: type) -> bool:

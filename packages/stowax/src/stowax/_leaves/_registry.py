@@ -26,7 +26,7 @@ from stowax._leaves._refusal import (
 )
 from stowax._leaves._scalar import ScalarLeaf
 from stowax._leaves._string import StringLeaf
-from stowax._manifest import CustomType, LeafEntry
+from stowax._manifest import CustomType, LeafForm
 from stowax.errors import HandlerError, UnsupportedLeafError
 from stowax.tree import PLACEHOLDER
 
@@ -78,6 +78,11 @@ class Leaves:
         self._by_typestr = {each.typestr: each for each in self._taught}
 
     @property
+    def are_taught(self) -> bool:
+        """Whether there are others than the standard ones."""
+        return bool(self._taught)
+
+    @property
     def takes_value(self) -> Callable[[Any], bool] | None:
         """Tells which containers of a state are leaves; None if no kind is taught."""
         return self._takes_value if self._taught else None
@@ -118,31 +123,31 @@ class Leaves:
             raise unsupported(value)
         return EncodedLeaf(kind=kind, value=value)
 
-    def ask(self, target: Any, entry: LeafEntry) -> AskedLeaf:
-        """How `entry` becomes what `target` asks for.
+    def ask(self, target: Any, form: LeafForm) -> AskedLeaf:
+        """How `form` becomes what `target` asks for.
 
         Args:
             target: A leaf of the abstract state; None where nothing is asked for.
-            entry: The stored leaf.
+            form: The stored leaf.
 
         Raises:
             UnlikeError: It asks for another type than is stored; the text names that.
             UnsupportedLeafError: It asks for nothing that a checkpoint can hold.
             HandlerError: The handler that was taught broke its contract.
         """
-        typestr = None if entry.custom is None else entry.custom.typestr
+        typestr = None if form.custom is None else form.custom.typestr
         taught = self._by_typestr.get(typestr or "")
         if target is None:
-            return _ask_by(taught, entry, None, None)
+            return _ask_by(taught, form, None, None)
         if isinstance(target, CustomLeafMetadata):
             if target.typestr != typestr:
                 raise UnlikeError(target.typestr)
-            return _ask_by(taught, entry, target.stored, None)
+            return _ask_by(taught, form, target.stored, None)
         if taught is not None and _takes(taught, taught.accepts_target, target):
-            facts = None if entry.custom is None else entry.custom.facts
+            facts = None if form.custom is None else form.custom.facts
             with _blaming(taught):
                 asked = taught.want(target, facts)
-            return _ask_by(taught, entry, asked, target)
+            return _ask_by(taught, form, asked, target)
         for handler in self._taught:
             if handler is not taught and _takes(handler, handler.accepts, target):
                 # Such a value may look like an array, and must not become one.
@@ -169,12 +174,10 @@ class Leaves:
         return any(_takes(each, each.accepts_target, target) for each in self._taught)
 
 
-def default_target(entry: LeafEntry) -> Any:
+def default_target(form: LeafForm) -> Any:
     """What asks a standard kind for a leaf as it is stored."""
     return next(
-        target
-        for kind in STANDARD
-        if (target := kind.default_target(entry)) is not None
+        target for kind in STANDARD if (target := kind.default_target(form)) is not None
     )
 
 
@@ -190,12 +193,12 @@ def kind_of_target(target: Any) -> StandardLeaf:
     return kind
 
 
-def metadata(entry: LeafEntry) -> Any:
+def metadata(form: LeafForm) -> Any:
     """What `metadata()` shows for a stored leaf, whether its type is taught or not."""
     shown = next(
-        shown for kind in STANDARD if (shown := kind.metadata(entry)) is not None
+        shown for kind in STANDARD if (shown := kind.metadata(form)) is not None
     )
-    return shown if entry.custom is None else _described(entry.custom, shown)
+    return shown if form.custom is None else _described(form.custom, shown)
 
 
 def _check(
@@ -305,7 +308,7 @@ def _encode_by(handler: LeafHandler[Any], value: Any) -> EncodedLeaf:
 
 
 def _ask_by(
-    handler: LeafHandler[Any] | None, entry: LeafEntry, asked: Any, target: Any
+    handler: LeafHandler[Any] | None, form: LeafForm, asked: Any, target: Any
 ) -> AskedLeaf:
     """Asks for the stored form; if the type is taught, the value is made of it."""
     if asked is not None and _for_target(asked) is None:
@@ -314,7 +317,7 @@ def _ask_by(
             f"the stored form is asked for, by {name!r}, with {asked!r}; it has to be "
             "an abstract leaf of a standard kind, or None"
         )
-    custom = entry.custom
+    custom = form.custom
     if handler is None or custom is None:
         return AskedLeaf(target=asked)
 

@@ -7,15 +7,15 @@ The value of the primary process counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from stowax._box import Box, whole
-from stowax._leaves._base import Description, Holding, Wanted
-from stowax._manifest import LeafEntry
+from stowax._leaves._base import Description, Holding, Placer, Wanted
+from stowax._manifest import LeafForm
 from stowax._processes import Processes
 
 _Number = bool | int | float | complex
@@ -42,15 +42,26 @@ class ScalarLeaf:
         """Python numbers and their subclasses, `numpy.float64` among them."""
         return isinstance(value, _Number)
 
+    def outline(self, value: _Number) -> Hashable:
+        """The dtype of its array; of a large integer its text."""
+        text = _large(value)
+        return _as_array(value).dtype if text is None else text
+
     def describe(self, value: _Number, processes: Processes) -> Description:
         """A 0-d array of 64 bits (a bool: of one byte); of a large integer its text."""
-        if isinstance(value, int) and not _INT_MIN <= value <= _INT_MAX:
-            return Description(kind="integer", text=hex(value))
+        text = _large(value)
+        if text is not None:
+            return Description(kind="integer", text=text)
         return Description(
             kind="scalar",
             dtype=_as_array(value).dtype,
             holdings=(Holding(box=whole(()), processes=(processes.primary,)),),
         )
+
+    def takes_memory(self, value: Any, *, borrow: bool) -> bool:
+        """A few bytes."""
+        del value, borrow
+        return False
 
     def stage(
         self,
@@ -70,42 +81,48 @@ class ScalarLeaf:
             return target in _DTYPES
         return isinstance(target, _Number)
 
-    def default_target(self, entry: LeafEntry) -> Any | None:
+    def default_target(self, form: LeafForm) -> Any | None:
         """A number of the kind that the stored dtype has."""
-        return self.metadata(entry)
+        return self.metadata(form)
 
-    def want(self, target: Any, entry: LeafEntry, processes: Processes) -> Wanted:
+    def want(self, target: Any, form: LeafForm, processes: Processes) -> Wanted:
         """The only element, converted only if the target's type is another."""
         del processes
         cls = _python_type(target)
-        if cls is int and entry.kind == "integer":
+        if cls is int and form.kind == "integer":
             return Wanted(kind="integer")
-        stored = _python_type(self.metadata(entry)) if entry.kind == "scalar" else None
+        stored = _python_type(self.metadata(form)) if form.kind == "scalar" else None
         dtype = None if cls is stored else _DTYPES[cls]
         return Wanted(kind="scalar", shape=(), dtype=dtype, boxes=(whole(()),))
 
-    def place(
-        self,
-        target: Any,
-        entry: LeafEntry,
-        parts: Mapping[Box, np.ndarray],
-        processes: Processes,
-    ) -> _Number:
+    def placer(self, target: Any, form: LeafForm, processes: Processes) -> Placer:
         """The Python number."""
         del processes
-        if entry.kind == "integer":
-            return int(entry.text or "", 16)
-        (part,) = parts.values()
-        return _python_type(target)(part.item())
+        if form.kind == "integer":
+            return lambda _: int(form.text or "", 16)
+        cls = _python_type(target)
 
-    def metadata(self, entry: LeafEntry) -> Any | None:
+        def place(parts: Mapping[Box, np.ndarray]) -> _Number:
+            (part,) = parts.values()
+            return cls(part.item())
+
+        return place
+
+    def metadata(self, form: LeafForm) -> Any | None:
         """Zero, of the type that will come back."""
-        if entry.kind not in ("scalar", "integer"):
+        if form.kind not in ("scalar", "integer"):
             return None
-        if entry.kind == "integer":
+        if form.kind == "integer":
             return 0
-        family = (entry.dtype or "").rstrip("0123456789")
+        family = (form.dtype or "").rstrip("0123456789")
         return _ZEROS.get(family, 0.0)
+
+
+def _large(value: _Number) -> str | None:
+    """The digits of an integer that no array holds."""
+    if isinstance(value, int) and not _INT_MIN <= value <= _INT_MAX:
+        return hex(value)
+    return None
 
 
 def _python_type(target: Any) -> type[Any]:

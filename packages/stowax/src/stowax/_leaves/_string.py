@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from stowax._box import Box
-from stowax._leaves._base import Description, Wanted
-from stowax._manifest import LeafEntry
+from stowax._leaves._base import Description, Placer, Wanted
+from stowax._manifest import LeafForm
 from stowax._processes import Processes
 from stowax.errors import UnsupportedLeafError
 
@@ -22,6 +22,10 @@ class StringLeaf:
         """Strings and their subclasses, which come back as plain strings."""
         return isinstance(value, str)
 
+    def outline(self, value: str) -> Hashable:
+        """The text itself: `str` of a subclass may be something else (`Enum`)."""
+        return str.__str__(value)
+
     def describe(self, value: str, processes: Processes) -> Description:
         """The text itself."""
         del processes
@@ -31,8 +35,12 @@ class StringLeaf:
             raise UnsupportedLeafError(
                 f"a string with half a surrogate pair has no UTF-8 form: {error}"
             ) from error
-        # The text itself: `str` of a subclass may be something else (`Enum`).
         return Description(kind="string", text=str.__str__(value))
+
+    def takes_memory(self, value: Any, *, borrow: bool) -> bool:
+        """There is nothing to stage."""
+        del value, borrow
+        return False
 
     def stage(
         self, value: str, boxes: Sequence[Box], processes: Processes, *, borrow: bool
@@ -45,26 +53,20 @@ class StringLeaf:
         """A string, or the type."""
         return target is str or isinstance(target, str)
 
-    def default_target(self, entry: LeafEntry) -> Any | None:
+    def default_target(self, form: LeafForm) -> Any | None:
         """Any string."""
-        return self.metadata(entry)
+        return self.metadata(form)
 
-    def want(self, target: Any, entry: LeafEntry, processes: Processes) -> Wanted:
+    def want(self, target: Any, form: LeafForm, processes: Processes) -> Wanted:
         """Nothing from the data files."""
-        del target, entry, processes
+        del target, form, processes
         return Wanted(kind="string")
 
-    def place(
-        self,
-        target: Any,
-        entry: LeafEntry,
-        parts: Mapping[Box, np.ndarray],
-        processes: Processes,
-    ) -> str:
+    def placer(self, target: Any, form: LeafForm, processes: Processes) -> Placer:
         """The text."""
-        del target, parts, processes
-        return entry.text or ""
+        del target, processes
+        return lambda _: form.text or ""
 
-    def metadata(self, entry: LeafEntry) -> Any | None:
+    def metadata(self, form: LeafForm) -> Any | None:
         """The word `string`."""
-        return "string" if entry.kind == "string" else None
+        return "string" if form.kind == "string" else None

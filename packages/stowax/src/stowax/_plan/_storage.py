@@ -65,6 +65,7 @@ def plan_storage(
         )
     found: list[LeafStorage | None] = []
     problems: list[str] = []
+    known: dict[int, LeafStorage] = {}
     for position, (name, description) in enumerate(
         zip(flat.names, described, strict=True)
     ):
@@ -73,9 +74,12 @@ def plan_storage(
             with at_leaf(name):
                 asked = _asked_of(flat, position, saving)
         storage = None
-        if description.dtype is not None:
+        if saving.storage_of_leaf is None:
+            storage = known.get(id(description))
+        if storage is None and description.dtype is not None:
             try:
                 storage = _resolve(description, asked, file_limit_bytes)
+                known[id(description)] = storage
             except (TypeError, ValueError) as error:
                 problems.append(f"  {name or '<root>'}: {error}")
         found.append(storage)

@@ -12,8 +12,10 @@ chunk that is compressed nobody knows the length beforehand.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import EllipsisType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,14 +35,18 @@ _LARGE_CHUNK_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayLayout:
-    """An array to be stored, as far as planning has to know it."""
+    """An array to be stored, as far as planning has to know it.
 
-    leaf: int
+    Leaves that are alike share one: what follows from it is worked out once.
+    """
+
     shape: tuple[int, ...]
     dtype: np.dtype
     """In which it is stored."""
     parts: tuple[tuple[Box, tuple[int, ...]], ...]
     """Boxes that cover the array without overlap, and the processes that hold each."""
+    host_itemsize: int = 0
+    """Bytes of an element in host memory, before it is converted."""
     codec: str | None = None
     """How chunks are compressed."""
     chunk_limit_bytes: int | None = None
@@ -71,27 +77,40 @@ _SHARED_OUT = Sharing()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkWrite:
+class ChunkGrid:
+    """How the chunks of an array are made, alike for all of them."""
+
+    shape: tuple[int, ...]
+    """Of a chunk: a whole one is stored, padded at the edge, as zarr's regular grid has
+    it."""
+    dtype: np.dtype
+    """In which it is stored, whatever the array is in."""
+    codec: str | None
+    """How it is compressed."""
+    size_bytes: int
+    """Of a chunk, before it is compressed."""
+
+
+class PartWrite(NamedTuple):
+    """One part of an array that this process holds, and writes."""
+
+    leaf: int
+    box: Box
+
+
+class ChunkWrite(NamedTuple):
     """One chunk that this process writes."""
 
+    grid: ChunkGrid
     leaf: int
     chunk: int
     """Position in the grid, in C order."""
     box: Box
     """Elements of the chunk; smaller than the chunk shape at the edge of the array."""
-    part: Box
-    """The part, held by this process, that the chunk is cut from."""
-    chunk_shape: tuple[int, ...]
-    """A whole chunk is stored, padded at the edge, as zarr's regular grid has it."""
-    dtype: np.dtype
-    """In which it is stored, whatever the part is in."""
-    codec: str | None = None
-    """How it is compressed."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Its length before it is compressed."""
-        return math.prod(self.chunk_shape) * self.dtype.itemsize
+    part: int
+    """Position in `WritePlan.parts` of the one that it is cut from."""
+    cut: tuple[slice | EllipsisType, ...] | None
+    """Where in the part; None if it is all of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,64 +129,116 @@ class WritePlan:
 
     chunk_shapes: dict[int, tuple[int, ...]]
     """Chunk shape of every stored array, by leaf."""
+    parts: tuple[PartWrite, ...]
+    """What is brought to the host, in order."""
     files: tuple[FilePlan, ...]
 
 
 def plan_write(
-    layouts: Sequence[ArrayLayout],
+    layouts: Mapping[int, ArrayLayout],
     *,
     process_index: int,
     data_directory: str,
     sharing: Sharing = _SHARED_OUT,
     file_limit_bytes: int = 0,
+    part_limit_bytes: int = 0,
 ) -> WritePlan:
     """Decides chunks, owners and files.
 
     Args:
-        layouts: Every array of the tree, in the same order in every process.
+        layouts: Every array of the tree by leaf, in the same order in every process.
         process_index: The process whose files are wanted.
         data_directory: Where its data files lie, relative to the item.
         sharing: Who may write what several processes hold.
         file_limit_bytes: Beyond this no chunk is begun in a file; 0: no limit.
+        part_limit_bytes: The parts that a file is made of take no more host memory,
+            unless it is one alone that does; 0: no limit.
     """
     load_bytes: dict[int, int] = {}
     chunk_shapes: dict[int, tuple[int, ...]] = {}
+    parts: list[PartWrite] = []
+    parts_bytes: list[int] = []
     mine: list[ChunkWrite] = []
-    for layout in layouts:
-        boxes = [box for box, _ in layout.parts]
-        itemsize = layout.dtype.itemsize
-        chunk_shape = choose_chunk_shape(
-            layout.shape,
-            boxes,
-            itemsize,
-            limit_bytes=layout.chunk_limit_bytes,
-            shard_axes=layout.shard_axes,
-        )
-        chunk_shapes[layout.leaf] = chunk_shape
-        counts = grid_counts(layout.shape, chunk_shape)
-        for part, holders in layout.parts:
-            part_bytes = part.size * itemsize
-            owner = min(
-                sharing.candidates(holders, part_bytes),
-                key=lambda p: (load_bytes.get(p, 0), p),
-            )
+    known: dict[int, _Cut] = {}
+    for leaf, layout in layouts.items():
+        cut = known.get(id(layout))
+        if cut is None:
+            cut = known[id(layout)] = _cut_into_chunks(layout, sharing)
+        chunk_shapes[leaf] = cut.grid.shape
+        for box, candidates, part_bytes, chunks in cut.parts:
+            if len(candidates) == 1:
+                owner = candidates[0]
+            else:
+                owner = min(candidates, key=lambda p: (load_bytes.get(p, 0), p))
             load_bytes[owner] = load_bytes.get(owner, 0) + part_bytes
             if owner != process_index:
                 continue
             mine += [
-                ChunkWrite(
-                    leaf=layout.leaf,
-                    chunk=ordinal_of(grid_index, counts),
-                    box=box,
-                    part=part,
-                    chunk_shape=chunk_shape,
-                    dtype=layout.dtype,
-                    codec=layout.codec,
-                )
-                for grid_index, box in chunks_in(part, layout.shape, chunk_shape)
+                ChunkWrite(cut.grid, leaf, chunk, chunk_box, len(parts), index)
+                for chunk, chunk_box, index in chunks
             ]
-    files = _cut_into_files(mine, data_directory, file_limit_bytes)
-    return WritePlan(chunk_shapes=chunk_shapes, files=tuple(files))
+            parts.append(PartWrite(leaf, box))
+            parts_bytes.append(box.size * layout.host_itemsize)
+    starts: set[int] = set()
+    if part_limit_bytes:
+        starts = _first_parts(parts_bytes, part_limit_bytes)
+    files = _cut_into_files(mine, data_directory, file_limit_bytes, starts)
+    return WritePlan(chunk_shapes=chunk_shapes, parts=tuple(parts), files=tuple(files))
+
+
+class _CutPart(NamedTuple):
+    box: Box
+    candidates: Sequence[int]
+    size_bytes: int
+    chunks: Sequence[tuple[int, Box, tuple[slice | EllipsisType, ...] | None]]
+
+
+class _Cut(NamedTuple):
+    """What follows from a layout."""
+
+    grid: ChunkGrid
+    parts: Sequence[_CutPart]
+
+
+def _cut_into_chunks(layout: ArrayLayout, sharing: Sharing) -> _Cut:
+    itemsize = layout.dtype.itemsize
+    shape = choose_chunk_shape(
+        layout.shape,
+        [box for box, _ in layout.parts],
+        itemsize,
+        limit_bytes=layout.chunk_limit_bytes,
+        shard_axes=layout.shard_axes,
+    )
+    grid = ChunkGrid(
+        shape=shape,
+        dtype=layout.dtype,
+        codec=layout.codec,
+        size_bytes=math.prod(shape) * itemsize,
+    )
+    counts = grid_counts(layout.shape, shape)
+    parts: list[_CutPart] = []
+    for part, holders in layout.parts:
+        size_bytes = part.size * itemsize
+        chunks = [
+            (ordinal_of(index, counts), box, None if box == part else box.within(part))
+            for index, box in chunks_in(part, layout.shape, shape)
+        ]
+        candidates = sharing.candidates(holders, size_bytes)
+        parts.append(_CutPart(part, candidates, size_bytes, chunks))
+    return _Cut(grid, parts)
+
+
+def batches(files: Sequence[FilePlan]) -> list[range]:
+    """Runs of files, by position, of which no two need the same part."""
+    found: list[range] = []
+    last_part = -1
+    for position, file in enumerate(files):
+        if not found or file.chunks[0].part != last_part:
+            found.append(range(position, position + 1))
+        else:
+            found[-1] = range(found[-1].start, position + 1)
+        last_part = file.chunks[-1].part
+    return found
 
 
 def place(end_bytes: int, length_bytes: int) -> int:
@@ -257,22 +328,40 @@ def _common_extent(axis: int, n: int, boxes: Iterable[Box]) -> int:
     return min(n, step)
 
 
+def _first_parts(parts_bytes: Sequence[int], limit_bytes: int) -> set[int]:
+    """The parts, by position, with which a file begins so that none takes too much."""
+    found: set[int] = set()
+    sum_bytes = 0
+    for part, size_bytes in enumerate(parts_bytes):
+        if sum_bytes + size_bytes > limit_bytes:
+            found.add(part)
+            sum_bytes = 0
+        sum_bytes += size_bytes
+    return found
+
+
 def _cut_into_files(
-    mine: Sequence[ChunkWrite], data_directory: str, limit_bytes: int
+    mine: Sequence[ChunkWrite],
+    data_directory: str,
+    limit_bytes: int,
+    starts: set[int],
 ) -> list[FilePlan]:
-    total_bytes = sum(chunk.size_bytes for chunk in mine)
+    total_bytes = sum([chunk.grid.size_bytes for chunk in mine])
     # Beyond half of everything the second file begins, the only one that is planned.
     share_bytes = total_bytes if total_bytes < FILE_LIMIT_BYTES else total_bytes / 2
+    if starts:
+        share_bytes = total_bytes
     files: list[FilePlan] = []
     chunks: list[ChunkWrite] = []
     end_bytes = written_bytes = 0
     is_second = False
+    last_part = -1
 
     def close() -> None:
         nonlocal chunks, end_bytes
         if not chunks:
             return
-        is_known = all(chunk.codec is None for chunk in chunks)
+        is_known = all(chunk.grid.codec is None for chunk in chunks)
         files.append(
             FilePlan(
                 name=f"{data_directory}data-{len(files)}",
@@ -283,15 +372,19 @@ def _cut_into_files(
         chunks, end_bytes = [], 0
 
     for chunk in mine:
+        size_bytes = chunk.grid.size_bytes
         if written_bytes >= share_bytes and not is_second:
             close()
             is_second = True
-        begin_bytes = place(end_bytes, chunk.size_bytes)
-        if limit_bytes and begin_bytes + chunk.size_bytes > limit_bytes:
+        if chunk.part != last_part and chunk.part in starts:
+            close()
+        last_part = chunk.part
+        begin_bytes = place(end_bytes, size_bytes)
+        if limit_bytes and begin_bytes + size_bytes > limit_bytes:
             close()
             begin_bytes = 0
         chunks.append(chunk)
-        end_bytes = begin_bytes + chunk.size_bytes + TRAILER_BYTES
-        written_bytes += chunk.size_bytes
+        end_bytes = begin_bytes + size_bytes + TRAILER_BYTES
+        written_bytes += size_bytes
     close()
     return files

@@ -1,0 +1,127 @@
+"""Memory that operations take for a while, counted, so that they wait for each other.
+
+A budget is a ledger of bytes. Who needs some waits until they fit, in order of arrival;
+who needs more than there will ever be gets them when nobody else has any, so that a
+budget never makes work impossible. Nothing is allocated here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import threading
+from collections.abc import AsyncGenerator
+from typing import NamedTuple
+
+
+class _Waiter(NamedTuple):
+    size_bytes: int
+    limit_bytes: int
+    granted: concurrent.futures.Future[None]
+
+
+class Budget:
+    """Bytes that are taken now; shared by all operations of a runtime.
+
+    Methods may be called from any thread.
+
+    Example:
+        >>> budget = Budget()
+        >>> first = budget.take(60, limit_bytes=100)
+        >>> second = budget.take(60, limit_bytes=100)
+        >>> first.done(), second.done()
+        (True, False)
+        >>> budget.give(60)
+        >>> second.done()
+        True
+    """
+
+    def __init__(self) -> None:
+        # Guards what is below.
+        self._lock = threading.Lock()
+        self._taken_bytes = 0
+        self._peak_bytes = 0
+        self._waiting: collections.deque[_Waiter] = collections.deque()
+
+    @property
+    def taken_bytes(self) -> int:
+        """What is taken now."""
+        return self._taken_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that was ever taken at one time."""
+        return self._peak_bytes
+
+    def take(
+        self, size_bytes: int, *, limit_bytes: int
+    ) -> concurrent.futures.Future[None]:
+        """Takes bytes as soon as all that is taken stays within the limit.
+
+        Args:
+            size_bytes: How many.
+            limit_bytes: What all operations together may have, as the one that asks
+                has it in its settings.
+
+        Returns:
+            Done when they are taken, and are to be given back.
+        """
+        granted: concurrent.futures.Future[None] = concurrent.futures.Future()
+        with self._lock:
+            self._waiting.append(_Waiter(size_bytes, limit_bytes, granted))
+        self._grant()
+        return granted
+
+    def give(self, size_bytes: int) -> None:
+        """Gives back what was taken."""
+        with self._lock:
+            self._taken_bytes -= size_bytes
+        self._grant()
+
+    async def wait_for(self, size_bytes: int, *, limit_bytes: int) -> None:
+        """Takes bytes, which are to be given back; on any loop. See `take`."""
+        granted = self.take(size_bytes, limit_bytes=limit_bytes)
+        if granted.done():
+            return
+        try:
+            # Shielded: whether it was granted meanwhile is for `_withdraw` to say.
+            await asyncio.shield(asyncio.wrap_future(granted))
+        except asyncio.CancelledError:
+            self._withdraw(granted, size_bytes)
+            raise
+
+    @contextlib.asynccontextmanager
+    async def hold(self, size_bytes: int, *, limit_bytes: int) -> AsyncGenerator[None]:
+        """Takes bytes for as long as the body runs."""
+        await self.wait_for(size_bytes, limit_bytes=limit_bytes)
+        try:
+            yield
+        finally:
+            self.give(size_bytes)
+
+    def _withdraw(
+        self, granted: concurrent.futures.Future[None], size_bytes: int
+    ) -> None:
+        """Ends a `take` that nobody waits for any more, granted or not."""
+        if granted.cancel():
+            self._grant()
+        else:
+            self.give(size_bytes)
+
+    def _grant(self) -> None:
+        ready: list[concurrent.futures.Future[None]] = []
+        with self._lock:
+            while self._waiting:
+                size_bytes, limit_bytes, granted = self._waiting[0]
+                taken_bytes = self._taken_bytes
+                if taken_bytes and taken_bytes + size_bytes > limit_bytes:
+                    break
+                self._waiting.popleft()
+                if granted.set_running_or_notify_cancel():
+                    self._taken_bytes += size_bytes
+                    self._peak_bytes = max(self._peak_bytes, self._taken_bytes)
+                    ready.append(granted)
+        for granted in ready:  # Without the lock: whoever is told may ask for more.
+            granted.set_result(None)

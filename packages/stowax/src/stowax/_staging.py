@@ -1,0 +1,164 @@
+"""Values on the host, between the caller who may change them and the files.
+
+They are staged batch by batch, a batch being a run of data files that share no array.
+As long as all of them fit the budget there is one batch. If not, each is written, and
+its memory given back, while the caller's thread stages the next. What is staged can be
+written without anything else being staged, so nobody waits for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from stowax._budget import Budget
+from stowax._plan._write import WritePlan, batches
+
+
+class _Batch(NamedTuple):
+    parts: range
+    """By position in the plan."""
+    size_bytes: int
+    """What it takes of the budget."""
+    staged: concurrent.futures.Future[None]
+    files: set[int]
+    """Those that are not written yet, by position in the plan."""
+
+
+class Staging:
+    """The parts of one item, on their way.
+
+    The caller's thread awaits `stage_first` before anything is written, and
+    `stage_rest` after the writing has begun. `close` ends it, whatever happened.
+
+    Args:
+        plan: What is written of them.
+        fetch: Brings parts to the host, given their positions in the plan.
+        sizes_bytes: What every part takes of the budget; 0 if it is memory that is
+            there anyway.
+        budget: Counts it.
+        limit_bytes: What all saves together may take.
+    """
+
+    def __init__(
+        self,
+        plan: WritePlan,
+        fetch: Callable[[range], Sequence[np.ndarray]],
+        sizes_bytes: Sequence[int],
+        budget: Budget,
+        limit_bytes: int,
+    ) -> None:
+        self.parts: list[np.ndarray | None] = [None] * len(plan.parts)
+        """Host memory of every part, by position in the plan, as long as it is needed.
+        """
+        self._fetch = fetch
+        self._budget = budget
+        self._limit_bytes = limit_bytes
+        self._batches = _batches(plan, sizes_bytes, limit_bytes)
+        self._batch_of_file = {f: b for b in self._batches for f in b.files}
+        self._lock = threading.Lock()
+        self._taken_bytes = 0
+        self._is_closed = False
+
+    async def stage_first(self) -> None:
+        """Stages the first batch; which is, as a rule, all there is."""
+        for batch in self._batches[:1]:
+            await self._stage(batch)
+
+    async def stage_rest(self) -> None:
+        """Stages all others, each as soon as the budget has room for it.
+
+        A failure is for whoever writes, who is told by `staged`.
+        """
+        for batch in self._batches[1:]:
+            try:
+                await self._stage(batch)
+            except BaseException as error:
+                self._fail(error)
+                if isinstance(error, Exception):
+                    return
+                raise  # An interrupt, or the deadline.
+
+    async def staged(self, file: int) -> None:
+        """Waits until all parts of a data file are here.
+
+        Args:
+            file: Its position in the plan.
+
+        Raises:
+            Exception: Why they never will be.
+        """
+        future = self._batch_of_file[file].staged
+        if not future.done():
+            # Shielded: others wait for the same.
+            await asyncio.shield(asyncio.wrap_future(future))
+        future.result()
+
+    def written(self, file: int) -> None:
+        """Lets go of what nobody needs any more."""
+        batch = self._batch_of_file[file]
+        batch.files.discard(file)
+        if not batch.files:
+            for part in batch.parts:
+                self.parts[part] = None
+            self._give(batch.size_bytes)
+
+    def close(self) -> None:
+        """Lets go of everything; from now on nothing is staged any more."""
+        with self._lock:
+            self._is_closed = True
+            rest_bytes, self._taken_bytes = self._taken_bytes, 0
+        self.parts[:] = [None] * len(self.parts)
+        if rest_bytes:
+            self._budget.give(rest_bytes)
+
+    async def _stage(self, batch: _Batch) -> None:
+        size_bytes = batch.size_bytes
+        if size_bytes:
+            await self._budget.wait_for(size_bytes, limit_bytes=self._limit_bytes)
+            with self._lock:
+                is_over = self._is_closed
+                self._taken_bytes += 0 if is_over else size_bytes
+            if is_over:
+                self._budget.give(size_bytes)
+                return
+        for part, array in zip(batch.parts, self._fetch(batch.parts), strict=True):
+            self.parts[part] = array
+        batch.staged.set_result(None)
+
+    def _give(self, size_bytes: int) -> None:
+        with self._lock:
+            size_bytes = min(size_bytes, self._taken_bytes)
+            self._taken_bytes -= size_bytes
+        if size_bytes:
+            self._budget.give(size_bytes)
+
+    def _fail(self, error: BaseException) -> None:
+        told = error
+        if not isinstance(error, Exception):
+            told = concurrent.futures.CancelledError()
+        for batch in self._batches:
+            if not batch.staged.done():
+                batch.staged.set_exception(told)
+
+
+def _batches(
+    plan: WritePlan, sizes_bytes: Sequence[int], limit_bytes: int
+) -> list[_Batch]:
+    if not plan.files:
+        return []
+    runs = batches(plan.files)
+    if sum(sizes_bytes) <= limit_bytes:
+        runs = [range(len(plan.files))]
+    found: list[_Batch] = []
+    for run in runs:
+        first = plan.files[run.start].chunks[0].part
+        parts = range(first, plan.files[run.stop - 1].chunks[-1].part + 1)
+        size_bytes = sum(sizes_bytes[part] for part in parts)
+        found.append(_Batch(parts, size_bytes, concurrent.futures.Future(), set(run)))
+    return found
