@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sample_trees import NUMPY_DTYPES, bits, differences
 
 from stowax._box import Box, whole
+from stowax._budget import Budget, Scratch
 from stowax._codecs._checksum import crc32c
 from stowax._codecs._zarr import TRAILER_BYTES, dtype_name
 from stowax._engine_read import ChunkSource
@@ -22,6 +23,8 @@ from stowax._plan import _write
 from stowax._plan._write import ArrayLayout, plan_write
 from stowax.errors import CorruptCheckpointError
 from stowax.testing import MemoryStore, RecordingStore
+
+UNLIMITED = Scratch(Budget(), 1 << 40)
 
 
 class Staged:
@@ -79,7 +82,7 @@ async def read(store, manifest, boxes, *, verify=True):
         )
         for leaf, box in boxes
     ]
-    await ChunkSource(store, "/item", manifest, verify=verify).read(requests)
+    await ChunkSource(store, "/item", manifest, verify=verify).read(requests, UNLIMITED)
     return [request.out for request in requests]
 
 
@@ -177,7 +180,7 @@ def test_reads_are_planned_off_the_loop():
             store, "/item", dataclasses.replace(manifest, leaves=leaves), verify=True
         )
         out = np.empty(5)
-        await source.read([ReadRequest(leaf=0, box=whole((5,)), out=out)])
+        await source.read([ReadRequest(leaf=0, box=whole((5,)), out=out)], UNLIMITED)
         return out, leaves.threads
 
     out, threads = asyncio.run(there_and_back())

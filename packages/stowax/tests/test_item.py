@@ -10,7 +10,7 @@ import pytest
 from sample_trees import bits, differences, shardings
 
 from stowax._box import whole
-from stowax._budget import Budget
+from stowax._budget import Budget, Scratch
 from stowax._context import Context, LoadSettings
 from stowax._formats._detect import open_tree
 from stowax._item_layout import stage_item
@@ -23,6 +23,8 @@ from stowax._recent import Recent
 from stowax.errors import TreeError, TreeMismatchError
 from stowax.options import FileOptions
 from stowax.testing import MemoryStore
+
+UNLIMITED = Scratch(Budget(), 1 << 40)
 
 ONE = OneProcess()
 LEAVES = Leaves()
@@ -200,7 +202,7 @@ def test_finish_converts_and_places():
     asked = {"a": jax.ShapeDtypeStruct((3,), np.float16), "n": float}
 
     planned = plan(item, asked)
-    current.runtime.run(item.source.read(planned.requests))
+    current.runtime.run(item.source.read(planned.requests, UNLIMITED))
 
     expected = {"a": jax.device_put(host.astype(np.float16)), "n": 3.0}
     assert differences(expected, planned.finish()) == []

@@ -10,11 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stowax._box import Box, whole
+from stowax._budget import Budget, Scratch
 from stowax._formats._base import ReadRequest
 from stowax._keypath import Key
 from stowax._manifest import LeafEntry, LeafForm
 from stowax._tensorstore import TensorStoreSource
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
+
+UNLIMITED = Scratch(Budget(), 1 << 40)
 
 ARRANGEMENTS = list(itertools.product([True, False], [True, False]))
 """(use_ocdbt, use_zarr3)"""
@@ -79,7 +82,7 @@ def _read(directory, boxes, **kwargs):
                 np.dtype(getattr(ml_dtypes, leaf.form.dtype, leaf.form.dtype)),
             )
             requests.append(ReadRequest(leaf=position, box=box, out=out))
-        await source.read(requests)
+        await source.read(requests, UNLIMITED)
         return [request.out for request in requests]
 
     return asyncio.run(read())
@@ -232,7 +235,7 @@ def test_array_that_changes_is_noticed(tmp_path):
         shutil.rmtree(tmp_path / "w")
         _write(tmp_path, {"w": np.arange(4)}, **how)
         out = np.empty(3, np.int64)
-        await source.read([ReadRequest(leaf=0, box=whole((3,)), out=out)])
+        await source.read([ReadRequest(leaf=0, box=whole((3,)), out=out)], UNLIMITED)
 
     with pytest.raises(CorruptCheckpointError, match=r"int64\[4\] now"):
         asyncio.run(read())
@@ -281,9 +284,9 @@ def test_cancelled_read_ends_before_it_returns(tmp_path):
         source = _source(tmp_path, [_leaf("w")])
         await source.array_facts()
         first = ReadRequest(leaf=0, box=Box((0,), (1,)), out=np.empty(1, value.dtype))
-        await source.read([first])  # opens the array
+        await source.read([first], UNLIMITED)  # opens the array
         request = ReadRequest(leaf=0, box=whole(value.shape), out=out)
-        reading = asyncio.create_task(source.read([request]))
+        reading = asyncio.create_task(source.read([request], UNLIMITED))
         await asyncio.sleep(0)  # started
         await asyncio.sleep(0)  # handed to TensorStore
         reading.cancel()

@@ -16,6 +16,18 @@ from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
 
+class Scratch(NamedTuple):
+    """A budget, as one operation may use it."""
+
+    budget: Budget
+    limit_bytes: int
+    """What all operations together may take."""
+
+    def hold(self, size_bytes: int) -> contextlib.AbstractAsyncContextManager[None]:
+        """Takes bytes for as long as the body runs."""
+        return self.budget.hold(size_bytes, limit_bytes=self.limit_bytes)
+
+
 class _Waiter(NamedTuple):
     size_bytes: int
     limit_bytes: int

@@ -147,6 +147,10 @@ class SaveSettings:
     """Whether `array_metadatas` is written, for Orbax."""
 
 
+READING_BYTES = 48 << 20
+"""What loads may take beside their results, unless an option says otherwise."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemorySettings:
     """How much host memory operations may take beside values and results."""
@@ -154,7 +158,7 @@ class MemorySettings:
     staging_bytes: int | None = None
     """Of all saves together; None: half of what the process may still take."""
 
-    reading_bytes: int = 48 << 20
+    reading_bytes: int = READING_BYTES
     """Of all loads together, beside what they return."""
 
     surge_bytes: int = 0
@@ -705,7 +709,7 @@ def _memory_settings(options: MemoryOptions) -> MemorySettings:
     reading_bytes = options.read_concurrent_bytes
     return MemorySettings(
         staging_bytes=min(given, default=None),
-        reading_bytes=48 << 20 if reading_bytes is None else reading_bytes,
+        reading_bytes=READING_BYTES if reading_bytes is None else reading_bytes,
         surge_bytes=int(options.expected_surge_bytes or 0),
     )
 

@@ -1,27 +1,31 @@
 """Chunks on their way from the store: found, read once, verified, brought in place.
 
 A load reads each chunk once, however many parts need it: straight into the caller's
-memory where the chunk lies there in one piece, through scratch memory where it does
-not, and small neighbours together.  Checksums are compared before anybody sees a byte.
+memory where the chunk lies there in one piece, piece by piece through scratch memory
+where it does not, and small neighbours together.  Checksums are compared before anybody
+sees a byte, and scratch memory counts against the reading budget.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from stowax._box import Box, chunks_in, grid_counts, ordinal_of
-from stowax._codecs._checksum import BLOCK_BYTES, verify_blocks
+from stowax._budget import Scratch
+from stowax._codecs._checksum import BLOCK_BYTES, crc32c, verify_blocks
 from stowax._codecs._compression import CODECS
 from stowax._codecs._zarr import dtype_from_name
 from stowax._formats._base import ReadRequest
-from stowax._manifest import ChunkTable, LeafEntry, Manifest
-from stowax._plan._blocks import needed_blocks
+from stowax._manifest import ChunkTable, LeafEntry, LeafForm, Manifest
+from stowax._plan._blocks import boxes_of_run, needed_blocks
 from stowax._runtime import on_worker
 from stowax._stores._base import Store, join
 from stowax._tasks import run_all
@@ -31,14 +35,26 @@ from stowax.errors import CorruptCheckpointError
 _NEIGHBOUR_BYTES = 1 << 20
 """Chunks up to this size are read together with their neighbours."""
 
-_SLAB_BYTES = 4 << 20
-"""Neighbours are read in runs up to this size, small enough to stay in the cache."""
+_PIECE_BYTES = 4 << 20
+"""What is read at once: small enough to stay in the cache until it is summed."""
 
 _CONCURRENT_READS = 4
 
 
-@dataclass(slots=True, kw_only=True)
-class _ChunkRead:
+class Decoder(Protocol):
+    """Makes the elements of a chunk out of its payload."""
+
+    def decode_into(self, stored: memoryview, out: memoryview) -> None:
+        """Fills `out`.
+
+        Raises:
+            ValueError: `stored` is no payload of that length.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class ChunkRead:
     """One stored chunk and everything that is wanted of it."""
 
     entry: LeafEntry
@@ -46,170 +62,173 @@ class _ChunkRead:
     file: str
     offset_bytes: int
     length_bytes: int
-    sums: Sequence[int]
+    decoder: Decoder | None
+    """None: the payload is the elements."""
+    sums: Sequence[int] | None
+    """Running checksums of the payload; None where the format has no such thing."""
+    payload: bytes | None = None
+    """What stands there, if it came with the index and need not be read."""
     uses: list[tuple[ReadRequest, Box]] = field(default_factory=list)
 
     @property
-    def size_bytes(self) -> int:
-        """Its length before it was compressed."""
-        dtype = dtype_from_name(self.entry.form.dtype or "")
-        return math.prod(self.entry.form.chunk_shape) * dtype.itemsize
+    def end_bytes(self) -> int:
+        """Where its payload ends in the file."""
+        return self.offset_bytes + self.length_bytes
+
+
+class ChunkIndex(Protocol):
+    """Says where the chunks of an item lie."""
+
+    def locate(
+        self, leaf: int, grid_index: tuple[int, ...], box: Box
+    ) -> ChunkRead | None:
+        """The place of a chunk, not used by anybody yet; None: it is all zeros.
+
+        Raises:
+            CorruptCheckpointError: There is no such chunk, or it makes no sense.
+        """
+        ...
 
 
 class ChunkSource:
-    """Reads the arrays of an item by its own chunk tables: an `ArraySource`.
+    """Reads the arrays of an item chunk by chunk: an `ArraySource`.
 
     Args:
         store: Where the item lies.
         directory: The item's directory.
-        manifest: What is stored, with chunk tables.
+        manifest: What is stored.
         verify: Whether checksums are compared.
+        index: Where it lies; None: as the manifest's own chunk tables say.
     """
 
     def __init__(
-        self, store: Store, directory: str, manifest: Manifest, *, verify: bool
+        self,
+        store: Store,
+        directory: str,
+        manifest: Manifest,
+        *,
+        verify: bool,
+        index: ChunkIndex | None = None,
     ) -> None:
-        if manifest.chunks is None:
-            raise ValueError("the manifest has no chunk tables")
         self._store = store
         self._directory = directory
         self._leaves = manifest.leaves
         self._verify = verify
-        self._tables = manifest.chunks
+        self._index = index or _TableIndex(directory, manifest)
 
-    async def read(self, requests: Sequence[ReadRequest]) -> None:
+    async def read(self, requests: Sequence[ReadRequest], scratch: Scratch) -> None:
         """Fills every request; see `ArraySource`."""
         slots = asyncio.Semaphore(_CONCURRENT_READS)
 
-        async def read_group(group: Sequence[_ChunkRead]) -> None:
+        async def read_group(group: Sequence[ChunkRead]) -> None:
             async with slots:
-                await self._read_group(group)
+                await self._read_group(group, scratch)
 
-        groups = _neighbours(await on_worker(self._chunks_of, requests))
-        await run_all(read_group(group) for group in groups)
+        chunks = await on_worker(self._chunks_of, requests)
+        brought = [chunk for chunk in chunks if chunk.payload is not None]
+        if brought:
+            await on_worker(self._take_brought, brought)
+            chunks = [chunk for chunk in chunks if chunk.payload is None]
+        await run_all(read_group(group) for group in _neighbours(chunks))
 
-    @functools.cached_property
-    def _rows(self) -> dict[tuple[int, int], tuple[ChunkTable, int]]:
-        """Where the chunks lie; made for the first read, on its worker."""
-        rows: dict[tuple[int, int], tuple[ChunkTable, int]] = {}
-        for table in self._tables:
-            keys = zip(table.leaf.tolist(), table.chunk.tolist(), strict=True)
-            rows.update((key, (table, row)) for row, key in enumerate(keys))
-        return rows
-
-    def _chunks_of(self, requests: Sequence[ReadRequest]) -> list[_ChunkRead]:
+    def _chunks_of(self, requests: Sequence[ReadRequest]) -> list[ChunkRead]:
         """Every chunk that is needed, once, in order of its place."""
-        found: dict[tuple[int, int], _ChunkRead] = {}
+        found: dict[tuple[int, tuple[int, ...]], ChunkRead | None] = {}
         for request in requests:
-            entry = self._leaves[request.leaf]
-            counts = grid_counts(entry.form.shape, entry.form.chunk_shape)
-            for grid_index, box in chunks_in(
-                request.box, entry.form.shape, entry.form.chunk_shape
-            ):
-                key = (request.leaf, ordinal_of(grid_index, counts))
+            leaf, wanted, out = request
+            form = self._leaves[leaf].form
+            for grid_index, box in _chunks_in(wanted, form):
+                key = (leaf, grid_index)
                 if key not in found:
-                    found[key] = self._locate(entry, key, box)
-                common = box.intersect(request.box)
-                if common is not None:
-                    found[key].uses.append((request, common))
-        return sorted(found.values(), key=lambda c: (c.file, c.offset_bytes))
+                    found[key] = self._index.locate(leaf, grid_index, box)
+                common = wanted if box == wanted else box.intersect(wanted)
+                if common is None:
+                    continue
+                chunk = found[key]
+                if chunk is None:
+                    _zero(out[common.within(wanted)])
+                else:
+                    chunk.uses.append((request, common))
+        chunks = [chunk for chunk in found.values() if chunk is not None]
+        return sorted(chunks, key=lambda c: (c.file, c.offset_bytes))
 
-    def _locate(self, entry: LeafEntry, key: tuple[int, int], box: Box) -> _ChunkRead:
-        if key not in self._rows:
-            raise CorruptCheckpointError(
-                f"{self._directory}: chunk {box} of leaf {entry.name!r} is not in the "
-                "manifest"
-            )
-        table, row = self._rows[key]
-        first_sum = int(table.sum_ends[row - 1]) if row else 0
-        chunk = _ChunkRead(
-            entry=entry,
-            box=box,
-            file=table.files[int(table.file[row])],
-            offset_bytes=int(table.offset_bytes[row]),
-            length_bytes=int(table.length_bytes[row]),
-            sums=table.sums[first_sum : int(table.sum_ends[row])].tolist(),
-        )
-        if entry.form.codec is None and chunk.length_bytes != chunk.size_bytes:
-            raise CorruptCheckpointError(
-                f"{self._directory}: chunk {box} of leaf {entry.name!r} has "
-                f"{chunk.length_bytes} bytes in the manifest; {chunk.size_bytes} "
-                "expected"
-            )
-        return chunk
+    def _take_brought(self, chunks: Sequence[ChunkRead]) -> None:
+        for chunk in chunks:
+            payload = np.frombuffer(chunk.payload or b"", np.uint8)
+            self._take(join(self._directory, chunk.file), chunk, payload)
 
-    async def _read_group(self, group: Sequence[_ChunkRead]) -> None:
-        first, last = group[0], group[-1]
+    async def _read_group(self, group: Sequence[ChunkRead], scratch: Scratch) -> None:
+        first = group[0]
         path = join(self._directory, first.file)
-        if len(group) == 1:
-            await self._read_one(path, first)
+        if len(group) == 1 and first.length_bytes > _NEIGHBOUR_BYTES:
+            await self._read_large(path, first, scratch)
             return
-        size_bytes = last.offset_bytes + last.length_bytes - first.offset_bytes
-        slab = np.empty(size_bytes, np.uint8)
-        await self._fill(path, group, slab)
-        await on_worker(self._spread, path, group, slab)
+        # Nothing says that the last to begin is the last to end.
+        end_bytes = max([chunk.end_bytes for chunk in group])
+        size_bytes = end_bytes - first.offset_bytes
+        async with scratch.hold(size_bytes):
+            slab = np.empty(size_bytes, np.uint8)
+            await self._fill(path, group, first.offset_bytes, slab)
+            await on_worker(self._spread, path, group, slab)
 
-    def _spread(self, path: str, group: Sequence[_ChunkRead], slab: np.ndarray) -> None:
+    def _spread(self, path: str, group: Sequence[ChunkRead], slab: np.ndarray) -> None:
+        origin_bytes = group[0].offset_bytes
         for chunk in group:
-            start = chunk.offset_bytes - group[0].offset_bytes
-            payload = slab[start : start + chunk.length_bytes]
-            self._take(path, chunk, payload)
+            start = chunk.offset_bytes - origin_bytes
+            self._take(path, chunk, slab[start : start + chunk.length_bytes])
 
-    async def _read_one(self, path: str, chunk: _ChunkRead) -> None:
-        if chunk.entry.form.codec is not None:
-            payload = allocate((chunk.length_bytes,), np.dtype(np.uint8))
-            await self._fill(path, [chunk], payload)
-            await on_worker(self._take, path, chunk, payload)
-            return
-        direct = _direct_memory(chunk)
-        payload = direct
-        if payload is None:
-            payload = allocate((chunk.length_bytes,), np.dtype(np.uint8))
-        for begin, end in _needed_bytes(chunk):
-            part = payload[begin:end]
-            await self._fill(path, [chunk], part, skipped_bytes=begin)
-            first_block = begin // BLOCK_BYTES
-            await on_worker(self._check, path, chunk, part, first_block=first_block)
-        if direct is None:
-            await on_worker(_copy_out, chunk, payload)
+    def _take(self, path: str, chunk: ChunkRead, payload: np.ndarray) -> None:
+        """Verifies a whole payload, and brings its elements to where they are wanted.
 
-    def _take(self, path: str, chunk: _ChunkRead, payload: np.ndarray) -> None:
-        """Verifies a payload, and brings its elements to where they are wanted."""
+        What is decoded goes through memory of its own, of the size of a small chunk.
+        """
         self._check(path, chunk, payload)
-        if chunk.entry.form.codec is None:
-            _copy_out(chunk, payload)
-            return
         direct = _direct_memory(chunk)
-        elements = direct
-        if elements is None:
-            elements = allocate((chunk.size_bytes,), np.dtype(np.uint8))
-        self._decode(path, chunk, payload, elements)
+        if chunk.decoder is not None:
+            elements = direct
+            if elements is None:
+                elements = allocate((_shape_of(chunk).size_bytes,), np.dtype(np.uint8))
+            _decode(path, chunk, chunk.decoder, payload, elements)
+            payload = elements
+        elif direct is not None:
+            direct[:] = payload
         if direct is None:
-            _copy_out(chunk, elements)
+            _copy_out(chunk, payload, 0)
 
-    def _decode(
-        self, path: str, chunk: _ChunkRead, payload: np.ndarray, out: np.ndarray
+    async def _read_large(self, path: str, chunk: ChunkRead, scratch: Scratch) -> None:
+        direct = _direct_memory(chunk)
+        if chunk.decoder is not None:
+            elements_bytes = 0 if direct is not None else _shape_of(chunk).size_bytes
+            async with scratch.hold(chunk.length_bytes + elements_bytes):
+                payload = allocate((chunk.length_bytes,), np.dtype(np.uint8))
+                await self._fill(path, [chunk], chunk.offset_bytes, payload)
+                await on_worker(self._take, path, chunk, payload)
+            return
+        for begin, end in _pieces(chunk):
+            if direct is not None:
+                await self._read_piece(path, chunk, begin, direct[begin:end])
+                continue
+            async with scratch.hold(end - begin):
+                piece = np.empty(end - begin, np.uint8)
+                await self._read_piece(path, chunk, begin, piece)
+                await on_worker(_copy_out, chunk, piece, begin)
+
+    async def _read_piece(
+        self, path: str, chunk: ChunkRead, begin_bytes: int, memory: np.ndarray
     ) -> None:
-        try:
-            CODECS[chunk.entry.form.codec or ""].decode_into(payload.data, out.data)
-        except ValueError as error:
-            raise CorruptCheckpointError(
-                f"{path}: bytes {chunk.offset_bytes} to "
-                f"{chunk.offset_bytes + chunk.length_bytes} are not what "
-                f"{chunk.entry.form.codec} makes of {chunk.box} of leaf "
-                f"{chunk.entry.name!r}: {error}. Load an older checkpoint."
-            ) from error
+        """Reads whole blocks of a payload, from a given one on, and verifies them."""
+        await self._fill(path, [chunk], chunk.offset_bytes + begin_bytes, memory)
+        first_block = begin_bytes // BLOCK_BYTES
+        await on_worker(self._check, path, chunk, memory, first_block)
 
     async def _fill(
         self,
         path: str,
-        chunks: Sequence[_ChunkRead],
+        chunks: Sequence[ChunkRead],
+        offset_bytes: int,
         memory: np.ndarray,
-        *,
-        skipped_bytes: int = 0,
     ) -> None:
-        """Reads chunks that follow each other, and says what is lost if it cannot."""
-        offset_bytes = chunks[0].offset_bytes + skipped_bytes
+        """Reads what lies there, and says what is lost if it cannot."""
         try:
             await self._store.read_into(path, offset_bytes, memory.data)
         except (FileNotFoundError, CorruptCheckpointError) as error:
@@ -220,33 +239,144 @@ class ChunkSource:
             ) from error
 
     def _check(
-        self, path: str, chunk: _ChunkRead, payload: np.ndarray, *, first_block: int = 0
+        self, path: str, chunk: ChunkRead, payload: np.ndarray, first_block: int = 0
     ) -> None:
-        if not self._verify:
+        sums = chunk.sums
+        if not self._verify or sums is None:
             return
-        bad = verify_blocks(payload.data, chunk.sums, first_block=first_block)
+        if len(sums) == 1 and payload.nbytes <= BLOCK_BYTES:
+            bad = None if crc32c(payload.data) == sums[0] else 0
+        else:
+            bad = verify_blocks(payload.data, sums, first_block=first_block)
         if bad is not None:
             raise CorruptCheckpointError(
-                f"{path}: bytes {chunk.offset_bytes} to "
-                f"{chunk.offset_bytes + chunk.length_bytes} do not match their "
-                f"checksum (MiB {bad} of {len(chunk.sums)}); they hold {chunk.box} of "
+                f"{path}: bytes {chunk.offset_bytes} to {chunk.end_bytes} do not match "
+                f"their checksum (MiB {bad} of {len(sums)}); they hold {chunk.box} of "
                 f"leaf {chunk.entry.name!r}. Load an older checkpoint, or these bytes "
                 "as they are with "
                 "`Context(integrity=IntegrityOptions(verify=False))`."
             )
 
 
-def _neighbours(chunks: Sequence[_ChunkRead]) -> Iterator[list[_ChunkRead]]:
+class _TableIndex:
+    """The chunk tables of a manifest."""
+
+    def __init__(self, directory: str, manifest: Manifest) -> None:
+        if manifest.chunks is None:
+            raise ValueError("the manifest has no chunk tables")
+        self._directory = directory
+        self._leaves = manifest.leaves
+        self._tables = manifest.chunks
+
+    @functools.cached_property
+    def _rows(self) -> dict[tuple[int, int], tuple[str, int, int, Sequence[int]]]:
+        """File, offset, length and sums by leaf and chunk.
+
+        Made for the first read, on its worker.
+        """
+        rows: dict[tuple[int, int], tuple[str, int, int, Sequence[int]]] = {}
+        for table in self._tables:
+            rows.update(_rows_of(table))
+        return rows
+
+    def locate(self, leaf: int, grid_index: tuple[int, ...], box: Box) -> ChunkRead:
+        entry = self._leaves[leaf]
+        form = entry.form
+        ordinal = 0
+        if any(grid_index):
+            counts = grid_counts(form.shape, form.chunk_shape)
+            ordinal = ordinal_of(grid_index, counts)
+        row = self._rows.get((leaf, ordinal))
+        if row is None:
+            raise CorruptCheckpointError(
+                f"{self._directory}: chunk {box} of leaf {entry.name!r} is not in the "
+                "manifest"
+            )
+        file, offset_bytes, length_bytes, sums = row
+        decoder = None if form.codec is None else CODECS[form.codec]
+        chunk = ChunkRead(entry, box, file, offset_bytes, length_bytes, decoder, sums)
+        if decoder is None and length_bytes != _shape_of(chunk).size_bytes:
+            raise CorruptCheckpointError(
+                f"{self._directory}: chunk {box} of leaf {entry.name!r} has "
+                f"{length_bytes} bytes in the manifest; {_shape_of(chunk).size_bytes} "
+                "expected"
+            )
+        return chunk
+
+
+def _rows_of(
+    table: ChunkTable,
+) -> Iterator[tuple[tuple[int, int], tuple[str, int, int, Sequence[int]]]]:
+    sums, ends = table.sums.tolist(), table.sum_ends.tolist()
+    for leaf, chunk, file, offset, length, start, end in zip(
+        table.leaf.tolist(),
+        table.chunk.tolist(),
+        table.file.tolist(),
+        table.offset_bytes.tolist(),
+        table.length_bytes.tolist(),
+        itertools.chain([0], ends),
+        ends,
+        strict=False,
+    ):
+        row = table.files[file], offset, length, sums[start:end]
+        yield (leaf, chunk), row
+
+
+class _ChunkShape(NamedTuple):
+    """What a whole chunk of a form is, before it was compressed."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+@functools.lru_cache(maxsize=4096)
+def _chunk_shape(dtype_name: str, shape: tuple[int, ...]) -> _ChunkShape:
+    dtype = dtype_from_name(dtype_name)
+    return _ChunkShape(dtype, shape, math.prod(shape) * dtype.itemsize)
+
+
+def _shape_of(chunk: ChunkRead) -> _ChunkShape:
+    form = chunk.entry.form
+    return _chunk_shape(form.dtype or "", form.chunk_shape)
+
+
+def _chunks_in(wanted: Box, form: LeafForm) -> Iterator[tuple[tuple[int, ...], Box]]:
+    """The chunks that a box touches; most leaves are one chunk, and wanted whole."""
+    if form.shape == form.chunk_shape == wanted.stop and not any(wanted.start):
+        yield wanted.start, wanted
+        return
+    yield from chunks_in(wanted, form.shape, form.chunk_shape)
+
+
+def _decode(
+    path: str,
+    chunk: ChunkRead,
+    decoder: Decoder,
+    payload: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    try:
+        decoder.decode_into(payload.data, out.data)
+    except ValueError as error:
+        raise CorruptCheckpointError(
+            f"{path}: bytes {chunk.offset_bytes} to {chunk.end_bytes} do not decode to "
+            f"{chunk.box} of leaf {chunk.entry.name!r}: {error}. Load an older "
+            "checkpoint."
+        ) from error
+
+
+def _neighbours(chunks: Sequence[ChunkRead]) -> Iterator[list[ChunkRead]]:
     """Runs of small chunks that lie close together, and large ones alone."""
-    group: list[_ChunkRead] = []
+    group: list[ChunkRead] = []
     for chunk in chunks:
         if group:
             first = group[0]
-            end_bytes = chunk.offset_bytes + chunk.length_bytes
             if (
                 chunk.file == first.file
-                and max(first.length_bytes, chunk.length_bytes) <= _NEIGHBOUR_BYTES
-                and end_bytes - first.offset_bytes <= _SLAB_BYTES
+                and chunk.length_bytes <= _NEIGHBOUR_BYTES
+                and first.length_bytes <= _NEIGHBOUR_BYTES
+                and chunk.end_bytes - first.offset_bytes <= _PIECE_BYTES
             ):
                 group.append(chunk)
                 continue
@@ -256,48 +386,62 @@ def _neighbours(chunks: Sequence[_ChunkRead]) -> Iterator[list[_ChunkRead]]:
         yield group
 
 
-def _direct_memory(chunk: _ChunkRead) -> np.ndarray | None:
+def _direct_memory(chunk: ChunkRead) -> np.ndarray | None:
     """The bytes of the caller's memory, if the whole chunk lies there in one piece."""
     if len(chunk.uses) != 1:
         return None
     request, common = chunk.uses[0]
+    view = request.out
     if common.shape != chunk.entry.form.chunk_shape:
         return None
-    view = request.out[common.within(request.box)]
+    if common != request.box:
+        view = view[common.within(request.box)]
     if not view.flags.c_contiguous:
         return None
     return view.reshape(-1).view(np.uint8)
 
 
-def _needed_bytes(chunk: _ChunkRead) -> Iterator[tuple[int, int]]:
-    """Begin and end of every run of whole blocks that holds something wanted."""
-    if chunk.length_bytes <= BLOCK_BYTES:
-        yield 0, chunk.length_bytes
-        return
+def _pieces(chunk: ChunkRead) -> Iterator[tuple[int, int]]:
+    """Begin and end of pieces of whole blocks that hold all that is wanted."""
     origin = chunk.box.start
-    boxes = [
-        Box(
-            tuple(a - o for a, o in zip(common.start, origin, strict=True)),
-            tuple(b - o for b, o in zip(common.stop, origin, strict=True)),
-        )
-        for _, common in chunk.uses
-    ]
-    itemsize = dtype_from_name(chunk.entry.form.dtype or "").itemsize
-    for run in needed_blocks(
-        boxes, chunk.entry.form.chunk_shape, itemsize, BLOCK_BYTES
-    ):
-        yield run.start * BLOCK_BYTES, min(run.stop * BLOCK_BYTES, chunk.length_bytes)
+    boxes = [_moved(common, origin) for _, common in chunk.uses]
+    _, shape, _ = _shape_of(chunk)
+    itemsize = _shape_of(chunk).dtype.itemsize
+    for run in needed_blocks(boxes, shape, itemsize, BLOCK_BYTES):
+        end = min(run.stop * BLOCK_BYTES, chunk.length_bytes)
+        for begin in range(run.start * BLOCK_BYTES, end, _PIECE_BYTES):
+            yield begin, min(begin + _PIECE_BYTES, end)
 
 
-def _copy_out(chunk: _ChunkRead, payload: np.ndarray) -> None:
-    stored = payload.view(dtype_from_name(chunk.entry.form.dtype or ""))
-    stored = stored.reshape(chunk.entry.form.chunk_shape)
-    origin = _full_box(chunk)
-    for request, common in chunk.uses:
-        request.out[common.within(request.box)] = stored[common.within(origin)]
+def _copy_out(chunk: ChunkRead, piece: np.ndarray, begin_bytes: int) -> None:
+    """Copies what is wanted of a piece of the elements to where it is wanted.
+
+    Args:
+        chunk: What is read.
+        piece: Bytes of whole elements, in C order.
+        begin_bytes: Of all its elements, where the piece begins.
+    """
+    dtype, shape, _ = _shape_of(chunk)
+    elements = piece.view(dtype)
+    first = begin_bytes // dtype.itemsize
+    origin = chunk.box.start
+    for start, box in boxes_of_run(first, first + len(elements), shape):
+        part = elements[start - first : start - first + box.size].reshape(box.shape)
+        for request, common in chunk.uses:
+            wanted = box.intersect(_moved(common, origin))
+            if wanted is not None:
+                place = _moved(wanted, origin, -1).within(request.box)
+                request.out[place] = part[wanted.within(box)]
 
 
-def _full_box(chunk: _ChunkRead) -> Box:
-    """The chunk's box with its padding, to which the payload's indices refer."""
-    stop = zip(chunk.box.start, chunk.entry.form.chunk_shape, strict=True)
-    return Box(chunk.box.start, tuple(a + n for a, n in stop))
+def _moved(box: Box, origin: tuple[int, ...], sign: int = 1) -> Box:
+    """The box as seen from another origin, or, with `sign` -1, back again."""
+    return Box(
+        tuple([a - sign * o for a, o in zip(box.start, origin, strict=True)]),
+        tuple([b - sign * o for b, o in zip(box.stop, origin, strict=True)]),
+    )
+
+
+def _zero(view: np.ndarray) -> None:
+    # By elements of nothing: some dtypes of ml_dtypes cannot be assigned a number.
+    view[...] = np.zeros((), view.dtype)

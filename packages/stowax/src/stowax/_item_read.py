@@ -44,8 +44,8 @@ class LoadPlan:
     root: Node
     leaves: Sequence[_Leaf]
     """In the order of the root."""
-    fits: Sequence[LeafFit | None]
-    """How each is loaded; None: not at all."""
+    fits: Sequence[LeafFit | LeafPreview]
+    """How each is loaded; the second kind is not."""
     entries: Sequence[LeafEntry]
     """What is stored."""
     others: Sequence[LeafPreview]
@@ -60,8 +60,8 @@ class LoadPlan:
     def preview(self) -> LoadPreview:
         """The same in words."""
         rows = [
-            leaf.row
-            if fit is None
+            fit
+            if isinstance(fit, LeafPreview)
             else fit.row(leaf.name, self.entries[leaf.position].path)
             for leaf, fit in zip(self.leaves, self.fits, strict=True)
         ]
@@ -78,7 +78,7 @@ class LoadPlan:
             self.preview().check()
         begun = [
             None
-            if fit is None or fit.plan is None
+            if isinstance(fit, LeafPreview) or fit.plan is None
             else fit.plan.begin(leaf.position, self.entries[leaf.position].path)
             for leaf, fit in zip(self.leaves, self.fits, strict=True)
         ]
@@ -99,7 +99,7 @@ class LoadPlan:
             narrowed=tuple(
                 f"{leaf.name or '<root>'}: {fit.note}"
                 for leaf, fit in zip(self.leaves, self.fits, strict=True)
-                if fit is not None and fit.note
+                if isinstance(fit, LeafFit) and fit.note
             ),
         )
 
@@ -109,9 +109,10 @@ class LoadPlan:
             not self.problems
             and all(row.outcome != "mismatch" for row in self.others)
             and all(
-                (fit is not None and fit.plan is not None)
-                or (leaf.row is not None and leaf.row.outcome != "mismatch")
-                for leaf, fit in zip(self.leaves, self.fits, strict=True)
+                fit.plan is not None
+                if isinstance(fit, LeafFit)
+                else fit.outcome != "mismatch"
+                for fit in self.fits
             )
         )
 
@@ -175,11 +176,11 @@ def plan_load(
         asked = _stored(item, rules)
     entries = item.manifest.leaves
     fitting = Fitting(loading, processes, leaves)
-    fits: list[LeafFit | None] = []
+    fits: list[LeafFit | LeafPreview] = []
     unsupported: list[UnsupportedLeafError] = []
     for name, position, target, row in asked.leaves:
         if row is not None:
-            fits.append(None)
+            fits.append(row)
             continue
         try:
             fits.append(fitting.fit(entries[position].form, target, name))

@@ -83,7 +83,8 @@ def load_leaf(
             warn(f"{location}: the dtype asked for loses values: {name}: {fit.note}")
         begun = fit.plan.begin(position, path)
         entering("reading it")
-        await tree.operation.submit(tree.item.source.read(begun.requests))
+        reading = tree.item.source.read(begun.requests, tree.operation.reading)
+        await tree.operation.submit(reading)
         entering("placing it")
         with in_mesh(settings.loading.mesh):
             return Placing(tree.operation.processes).place(begun)

@@ -24,6 +24,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 from etils import epath
 
 from stowax import errors
+from stowax._budget import Scratch
 from stowax._context import Settings
 from stowax._formats._stowax import MANIFEST, PART_PREFIX, PROCESS_PREFIX
 from stowax._manifest import Digest
@@ -129,6 +130,12 @@ class Operation:
     """Where guests write when the store is no directory."""
     scratch_lock: threading.Lock = field(default_factory=threading.Lock)
     """Guards the making of it: guests come from threads of their own."""
+
+    @property
+    def reading(self) -> Scratch:
+        """For memory that a load needs beside its result."""
+        limit_bytes = self.settings.memory.reading_bytes
+        return Scratch(self.runtime.reading_budget, limit_bytes)
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> EngineTask[T]:
         """Starts work of our own on the engine's loop."""

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import tensorstore as ts
 
 from stowax._box import whole
+from stowax._budget import Scratch
 from stowax._codecs._zarr_read import (
     DOCUMENT_NAMES,
     ArrayFacts,
@@ -109,7 +110,7 @@ class TensorStoreSource:
         self._leaves = await on_worker(self._described)
         return self._leaves
 
-    async def read(self, requests: Sequence[ReadRequest]) -> None:
+    async def read(self, requests: Sequence[ReadRequest], scratch: Scratch) -> None:
         """Opens the arrays that are asked for, and fills every request.
 
         Raises:
@@ -121,7 +122,7 @@ class TensorStoreSource:
         gate = asyncio.Semaphore(_CONCURRENT_OPENS)
         await run_all(self._open(position, gate) for position in sorted(wanted))
         gate = asyncio.Semaphore(_CONCURRENT_READS)
-        await run_all(self._read(request, gate) for request in requests)
+        await run_all(self._read(request, gate, scratch) for request in requests)
 
     def _described(self) -> tuple[LeafEntry, ...]:
         """The leaves with what their documents say, read all at once.
@@ -192,10 +193,13 @@ class TensorStoreSource:
             )
         self._arrays[position] = array
 
-    async def _read(self, request: ReadRequest, gate: asyncio.Semaphore) -> None:
+    async def _read(
+        self, request: ReadRequest, gate: asyncio.Semaphore, scratch: Scratch
+    ) -> None:
         array = self._arrays[request.leaf]
         out = ts.array(request.out, context=self._context, copy=False, write=True)
-        async with gate:
+        # About what TensorStore holds meanwhile: chunks as they are read and decoded.
+        async with gate, scratch.hold(request.out.nbytes):
             part = array[request.box.within(whole(array.shape))]
             with self._at(self._leaves[request.leaf]):
                 await _finish(out.write(part).commit)

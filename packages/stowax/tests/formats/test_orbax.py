@@ -11,6 +11,7 @@ from orbax.checkpoint import v1
 
 import stowax
 from stowax._box import whole
+from stowax._budget import Budget, Scratch
 from stowax._formats._base import ReadRequest
 from stowax._formats._detect import open_checkpoint
 from stowax._formats._orbax import OrbaxV1Format
@@ -23,6 +24,8 @@ from stowax.errors import (
     InvalidLayoutError,
 )
 from stowax.testing._memory_store import MemoryStore
+
+UNLIMITED = Scratch(Budget(), 1 << 40)
 
 V1 = OrbaxV1Format()
 V0 = OrbaxV0Format()
@@ -290,7 +293,7 @@ def _read(item, name):
         request = ReadRequest(
             leaf=names.index(name), box=whole(leaf.form.shape), out=out
         )
-        await tree.source.read([request])
+        await tree.source.read([request], UNLIMITED)
         return out
 
     return asyncio.run(read())

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stowax._box import Box
-from stowax._plan._blocks import needed_blocks
+from stowax._plan._blocks import boxes_of_run, needed_blocks
 
 
 @st.composite
@@ -57,3 +57,22 @@ def test_rows_that_are_shorter_than_a_block():
     runs = needed_blocks([Box((1, 1), (5, 2))], (8, 4), 1, block_bytes=8)
 
     assert runs == [range(3)]
+
+
+@given(parts(), st.data())
+def test_boxes_of_a_run(shape_and_boxes, data):
+    """Together they are exactly the run, in order, each of it in one piece."""
+    shape, _ = shape_and_boxes
+    count = int(np.prod(shape))
+    first, end = sorted(data.draw(st.tuples(*[st.integers(0, count)] * 2)))
+    elements = np.arange(count).reshape(shape)
+
+    found = list(boxes_of_run(first, end, shape))
+
+    together = []
+    for start, box in found:
+        inside = elements[box.within(Box((0,) * len(shape), shape))]
+        assert inside.reshape(-1)[0] == start
+        together += inside.reshape(-1).tolist()
+    assert together == list(range(first, end))
+    assert len(found) <= max(1, 2 * len(shape) - 1)

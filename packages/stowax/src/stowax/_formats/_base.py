@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from stowax._box import Box
+from stowax._budget import Scratch
 from stowax._manifest import Digest, Manifest
 from stowax._stores._base import Store
 
@@ -43,8 +44,12 @@ class ReadRequest(NamedTuple):
 class ArraySource(Protocol):
     """Brings stored arrays into memory."""
 
-    async def read(self, requests: Sequence[ReadRequest]) -> None:
+    async def read(self, requests: Sequence[ReadRequest], scratch: Scratch) -> None:
         """Fills every request, verified as far as the format allows.
+
+        Args:
+            requests: What is wanted.
+            scratch: For memory that is needed beside theirs.
 
         Raises:
             CorruptCheckpointError: Names the leaf, its chunk and the file.

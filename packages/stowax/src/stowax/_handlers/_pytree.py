@@ -146,7 +146,7 @@ class PyTreeHandler(OwnHandler):
                 leaves=self._leaves(operation.settings),
             ).begin()
         _warn_narrowed(location, begun.narrowed)
-        reading = operation.submit(item.source.read(begun.requests))
+        reading = operation.submit(item.source.read(begun.requests, operation.reading))
 
         async def finish() -> Any:
             await reading

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from stowax._box import Box
 
@@ -45,6 +45,54 @@ def needed_blocks(
             begin, end = base + first, base + last + itemsize
             found.update(range(begin // block_bytes, -(-end // block_bytes)))
     return _runs(sorted(found))
+
+
+def boxes_of_run(
+    first: int, end: int, shape: Sequence[int]
+) -> Iterator[tuple[int, Box]]:
+    """Boxes that together are a run of elements of an array in C order.
+
+    Args:
+        first: Position of the first element.
+        end: Position after the last one.
+        shape: Of the array.
+
+    Yields:
+        The position of the first element of a box, and the box; its elements follow
+        each other. There are at most two boxes per axis, but for the first.
+
+    Example:
+        >>> [(n, str(box)) for n, box in boxes_of_run(3, 9, (3, 4))]
+        [(3, '[0:1, 3:4]'), (4, '[1:2, 0:4]'), (8, '[2:3, 0:1]')]
+    """
+    if first >= end:
+        return
+    if not shape:
+        yield first, Box((), ())
+        return
+    row = math.prod(shape[1:])
+    inner = tuple(shape[1:])
+    begin_row, end_row = first // row, end // row
+    if first % row:
+        # What is left of the row in which the run begins.
+        stop = min(end, (begin_row + 1) * row)
+        offset = begin_row * row
+        for start, box in boxes_of_run(first - offset, stop - offset, inner):
+            yield start + offset, _in_row(begin_row, box)
+        if stop == end:
+            return
+        begin_row += 1
+    if begin_row < end_row:
+        box = Box((begin_row, *[0] * len(inner)), (end_row, *inner))
+        yield begin_row * row, box
+    if end % row:
+        offset = end_row * row
+        for start, box in boxes_of_run(0, end - offset, inner):
+            yield start + offset, _in_row(end_row, box)
+
+
+def _in_row(row: int, box: Box) -> Box:
+    return Box((row, *box.start), (row + 1, *box.stop))
 
 
 def _runs(blocks: Sequence[int]) -> list[range]:

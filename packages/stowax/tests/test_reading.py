@@ -1,0 +1,118 @@
+"""What a load takes beside its result stays within a budget, whatever is wanted."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sample_trees import differences, mesh
+
+import stowax
+from stowax._runtime import Runtime
+from stowax.testing import MemoryStore, RecordingStore
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def runtime():
+    """A runtime of the test's own, whose budgets nobody else uses."""
+    made = Runtime()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def store():
+    """Arrays of several MiB, and many small ones, in one checkpoint in memory."""
+    made = MemoryStore()
+    rng = np.random.default_rng(0)
+    state = {
+        "wide": rng.integers(0, 1 << 30, (9, 300_001), np.int32),
+        "deep": rng.random((3, 5, 7, 11_003), np.float32),
+        "long": rng.integers(0, 255, 5 * MIB + 17, np.uint8),
+        "small": {f"{i}": rng.random(900) for i in range(600)},
+    }
+    with stowax.Context(file=stowax.options.FileOptions(store=made)):
+        stowax.save("/c", state)
+    return made, state
+
+
+def context(runtime, store, limit_bytes=None):
+    """A Context with a reading limit."""
+    memory = stowax.options.MemoryOptions(read_concurrent_bytes=limit_bytes)
+    file = stowax.options.FileOptions(store=store)
+    return stowax.Context(runtime=runtime, memory=memory, file=file)
+
+
+def spread(array):
+    """An array asked for in columns, over eight devices, padded where it must be."""
+    sharding = jax.NamedSharding(mesh(8), jax.P(None, "x"))
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+
+@pytest.mark.parametrize("limit_bytes", [1, 5 * MIB, None])
+def test_scratch_stays_within_the_limit(runtime, store, limit_bytes):
+    """However little there may be; one piece at a time is always possible."""
+    memory, state = store
+    rng = np.random.default_rng(1)
+    columns = rng.integers(0, 1 << 30, (9, 300_000), np.int32)
+
+    with context(runtime, memory, limit_bytes):
+        stowax.save("/columns", {"w": columns}, overwrite=True)
+        whole = stowax.load("/c")
+        shards = stowax.load("/columns", {"w": spread(columns)})
+
+    assert differences(state, whole) == []
+    assert (np.asarray(shards["w"]) == columns).all()
+    assert runtime.reading_budget.taken_bytes == 0
+    peak_bytes = runtime.reading_budget.peak_bytes
+    assert 0 < peak_bytes <= max(limit_bytes or 48 * MIB, 4 * MIB)
+
+
+def test_whole_arrays_need_no_scratch(runtime, store):
+    """A large array that is wanted as it is stored is read into its own memory."""
+    memory, state = store
+
+    with context(runtime, memory):
+        found = stowax.load_leaf("/c", "wide")
+
+    assert (found == state["wide"]).all()
+    assert runtime.reading_budget.peak_bytes == 0
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_slice_of_a_large_leaf(store, data):
+    """Piece by piece, blocks verified, exactly what was asked for comes together."""
+    memory, state = store
+    name = data.draw(st.sampled_from(["wide", "deep", "long"]))
+    array = state[name]
+    ends = [
+        sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n))))
+        for n in array.shape
+    ]
+    index = tuple(slice(a, b) for a, b in ends)
+
+    with stowax.Context(file=stowax.options.FileOptions(store=memory)):
+        found = stowax.load_leaf("/c", name, index=index)
+
+    assert differences(array[index], found) == []
+
+
+def test_a_row_costs_its_blocks(store):
+    """Of a large leaf only the blocks that hold something wanted are read."""
+    memory, state = store
+    recording = RecordingStore(memory)
+
+    with stowax.Context(file=stowax.options.FileOptions(store=recording)):
+        found = stowax.load_leaf("/c", "wide", index=np.s_[3])
+
+    reads = [
+        call
+        for call in recording.calls
+        if call.operation == "read_into" and "/d/" in call.paths[0]
+    ]
+    assert (found == state["wide"][3]).all()
+    row_bytes = state["wide"][3].nbytes
+    assert sum(call.size_bytes for call in reads) <= row_bytes + 2 * MIB
