@@ -481,6 +481,21 @@ def test_guest_takes_any_awaitable(runtime):
         runtime.start_guest(Awaitable()).result()
 
 
+def test_results_are_not_looked_at():
+    """Nobody formats what a guest returns: it may be gigabytes, on a device."""
+
+    class Private:
+        def __repr__(self):
+            raise AssertionError
+
+    result = Private()
+
+    async def work():
+        return result
+
+    assert drive(work()) is result
+
+
 def test_guest_may_wait_for_the_engine(runtime):
     """A guest's blocking call is served, however many workers guests occupy."""
 

@@ -605,15 +605,20 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 def _run_on_fresh_loop(awaitable: Awaitable[T]) -> T:
-    async def guest() -> T:
-        return await awaitable
+    results: list[T] = []
+
+    async def guest() -> None:
+        # Not returned: while it handles signals, `Runner` formats the task, twice, and
+        # with it the result, which may be a tree of large arrays.
+        results.append(await awaitable)
 
     # Workers of its own: a guest that blocks them must not block the engine.
     def loop() -> _Loop:
         return _Loop(_Workers("stowax-guest-worker", thread_count=4))
 
     with asyncio.Runner(loop_factory=loop) as runner:
-        return runner.run(guest())
+        runner.run(guest())
+    return results[0]
 
 
 async def _others_done() -> None:
