@@ -483,7 +483,6 @@ def test_guest_takes_any_awaitable(runtime):
 
 def test_results_are_not_looked_at():
     """Nobody formats what a guest returns: it may be gigabytes, on a device."""
-
     looked_at = []
 
     class Private:

@@ -20,11 +20,11 @@ import numpy as np
 
 from stowax._box import grid_counts, grid_index_of
 from stowax._codecs._item_manifest import (
-    ItemRoot,
     decode_part,
     digest,
     encode_part,
-    encode_root,
+    encode_root_of,
+    encode_structure,
 )
 from stowax._codecs._ocdbt import Reference
 from stowax._codecs._ocdbt_write import encode_database
@@ -32,9 +32,9 @@ from stowax._codecs._zarr import TRAILER_BYTES, array_document, chunk_key
 from stowax._engine_write import write_chunks
 from stowax._formats._orbax_tree_write import encode_documents
 from stowax._formats._stowax import MANIFEST, PART_PREFIX
-from stowax._item_layout import StagedItem
+from stowax._item_layout import ItemLayout, StagedItem
 from stowax._keypath import array_prefix
-from stowax._manifest import Digest, Manifest
+from stowax._manifest import Digest, LeafForm, Manifest
 from stowax._operation import ItemPart, Operation
 from stowax._runtime import on_worker
 from stowax._stores._base import join
@@ -197,33 +197,28 @@ def _completion(
     head_bytes = _STRUCTURE_BYTES if len(told) > 1 else 0
     parts = {f"{PART_PREFIX}{i}": data[head_bytes:] for i, data in enumerate(told)}
     tables = tuple(map(decode_part, parts.values()))
-    manifest = Manifest(
-        root=staged.layout.root, leaves=staged.layout.entries, chunks=tables
-    )
+    layout = staged.layout
+    manifest = Manifest(root=layout.root, leaves=layout.entries, chunks=tables)
     if len(told) > 1:
         _check_alike(manifest, directory, [message[:head_bytes] for message in told])
-    documents = encode_documents(
-        manifest,
-        process_count=len(parts),
-        manifest_name=MANIFEST,
-        rich_types=rich_types,
-        array_metadata=staged.layout.tells_orbax_of_arrays,
-    )
-    if any(entry.form.dtype is not None for entry in staged.layout.entries):
+    fixed = layout.documents.get((len(parts), rich_types))
+    if fixed is None:
+        fixed = _fixed_documents(layout, manifest, len(parts), rich_types=rich_types)
+        layout.documents[len(parts), rich_types] = fixed
+    documents, digests = dict(fixed.documents), dict(fixed.digests)
+    if any(entry.form.dtype is not None for entry in layout.entries):
         index, head = encode_database(
             _index_entries(manifest),
             node_path="d/index",
             uuid=uuid.uuid4().bytes,
             commit_time_nsecs=now_nsecs,
         )
-        documents |= {"d/index": index, "manifest.ocdbt": head}
-    root = encode_root(
-        ItemRoot(
-            root=staged.layout.root,
-            leaves=staged.layout.entries,
-            documents={name: digest(data) for name, data in documents.items()},
-            parts={name: digest(data) for name, data in parts.items()},
-        )
+        for name, data in (("d/index", index), ("manifest.ocdbt", head)):
+            documents[name], digests[name] = data, digest(data)
+    root = encode_root_of(
+        fixed.structure,
+        documents=digests,
+        parts={name: digest(data) for name, data in parts.items()},
     )
     data_files = (name for table in tables for name in table.files)
     return _Completion(
@@ -233,19 +228,48 @@ def _completion(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FixedDocuments:
+    """What follows from a layout, so that a later save need not encode it again."""
+
+    documents: Mapping[str, bytes]
+    digests: Mapping[str, Digest]
+    structure: str
+    """Of the root of the manifest."""
+
+
+def _fixed_documents(
+    layout: ItemLayout, manifest: Manifest, process_count: int, *, rich_types: bool
+) -> _FixedDocuments:
+    documents = encode_documents(
+        manifest,
+        process_count=process_count,
+        manifest_name=MANIFEST,
+        rich_types=rich_types,
+        array_metadata=layout.tells_orbax_of_arrays,
+    )
+    return _FixedDocuments(
+        documents=documents,
+        digests={name: digest(data) for name, data in documents.items()},
+        structure=encode_structure(layout.root, layout.entries),
+    )
+
+
 def _index_entries(manifest: Manifest) -> list[tuple[str, bytes | Reference]]:
     """What OCDBT has to list: a document per array, a reference per chunk."""
     entries: list[tuple[str, bytes | Reference]] = []
     prefixes: list[str] = []
-    counts: list[tuple[int, ...]] = []
-    for leaf in manifest.leaves:
-        prefixes.append(array_prefix(leaf.name))
-        counts.append(grid_counts(leaf.form.shape, leaf.form.chunk_shape))
-        if leaf.form.dtype is not None:
-            document = array_document(
-                leaf.form.shape, leaf.form.dtype, leaf.form.chunk_shape, leaf.form.codec
-            )
-            entries.append((f"{prefixes[-1]}zarr.json", document))
+    chunks: list[_ChunkKeys] = []
+    known: dict[int, _ChunkKeys] = {}
+    for _, name, form in manifest.leaves:
+        prefix = array_prefix(name)
+        keys = known.get(id(form))
+        if keys is None:
+            keys = known[id(form)] = _ChunkKeys(form)
+        prefixes.append(prefix)
+        chunks.append(keys)
+        if keys.document is not None:
+            entries.append((f"{prefix}zarr.json", keys.document))
     for table in manifest.chunks or ():
         columns = (
             table.leaf,
@@ -257,11 +281,24 @@ def _index_entries(manifest: Manifest) -> list[tuple[str, bytes | Reference]]:
         for leaf, chunk, file, offset, length in zip(
             *(column.tolist() for column in columns), strict=True
         ):
-            position = grid_index_of(chunk, counts[leaf])
-            reference = Reference(
-                path=table.files[file],
-                offset_bytes=offset,
-                length_bytes=length + TRAILER_BYTES,
-            )
-            entries.append((prefixes[leaf] + chunk_key(position), reference))
+            reference = Reference(table.files[file], offset, length + TRAILER_BYTES)
+            entries.append((prefixes[leaf] + chunks[leaf][chunk], reference))
     return entries
+
+
+class _ChunkKeys:
+    """The document of the arrays of a form, and the keys of their chunks."""
+
+    def __init__(self, form: LeafForm) -> None:
+        self.document: bytes | None = None
+        if form.dtype is not None:
+            self.document = array_document(
+                form.shape, form.dtype, form.chunk_shape, form.codec
+            )
+        self._counts = grid_counts(form.shape, form.chunk_shape)
+        self._first = chunk_key((0,) * len(self._counts))
+
+    def __getitem__(self, chunk: int) -> str:
+        if chunk == 0:
+            return self._first
+        return chunk_key(grid_index_of(chunk, self._counts))

@@ -29,7 +29,7 @@ a list or tuple, position among the children of a custom node without named chil
 
 Kind = Literal["leaf", "none", "dict", "list", "tuple", "namedtuple", "custom"]
 
-_NAMED_ROLES = ("key", "field")
+NAMED_ROLES = ("key", "field")
 _NATIVE_KEYS = (str, int, bool, type(None))
 
 
@@ -47,7 +47,7 @@ class Key(NamedTuple):
     @property
     def is_named(self) -> bool:
         """Whether the container is a mapping (dict, fields) and not a sequence."""
-        return self.role in _NAMED_ROLES
+        return self.role in NAMED_ROLES
 
 
 KeyPath = tuple[Key, ...]

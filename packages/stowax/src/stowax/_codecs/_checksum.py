@@ -32,6 +32,7 @@ __all__ = [
     "RunningChecksum",
     "crc32c",
     "seal",
+    "seal_text",
     "unseal",
     "verify_blocks",
 ]
@@ -145,7 +146,11 @@ def seal(document: Mapping[str, Any]) -> bytes:
     """
     if "crc32c" in document:
         raise ValueError("the entry 'crc32c' of a sealed document is its checksum")
-    text = json.dumps(document, separators=(",", ":"), allow_nan=False)
+    return seal_text(json.dumps(document, separators=(",", ":"), allow_nan=False))
+
+
+def seal_text(text: str) -> bytes:
+    """Does the same to a JSON object that has no spaces and no entry `crc32c` yet."""
     return _sealed(text[:-1].encode("ascii"))
 
 

@@ -29,7 +29,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from stowax._codecs._checksum import crc32c, seal, unseal
+from stowax._codecs._checksum import crc32c, seal_text, unseal
 from stowax._codecs._compression import CODECS
 from stowax._keypath import KeyPath, Node, from_json, leaf_name, to_json
 from stowax._manifest import (
@@ -101,21 +101,43 @@ def decode_digests(document: Any) -> dict[str, Digest]:
 
 def encode_root(root: ItemRoot) -> bytes:
     """The root document of an item."""
+    structure = encode_structure(root.root, root.leaves)
+    return encode_root_of(structure, root.documents, root.parts)
+
+
+def encode_structure(root: Node, leaves: Sequence[LeafEntry]) -> str:
+    """The part of a root document that does not change from save to save."""
     forms: dict[int, LeafForm] = {}
-    for _, _, form in root.leaves:
+    for _, _, form in leaves:
         forms.setdefault(id(form), form)
     positions = {key: position for position, key in enumerate(forms)}
-    return seal(
+    return _to_json(
         {
             "format": _ITEM,
             "version": _SINCE_FORMS,
-            "tree": to_json(root.root),
+            "tree": to_json(root),
             "forms": [_form_to_json(form) for form in forms.values()],
-            "leaves": [positions[id(form)] for _, _, form in root.leaves],
-            "documents": encode_digests(root.documents),
-            "parts": encode_digests(root.parts),
+            "leaves": [positions[id(form)] for _, _, form in leaves],
         }
     )
+
+
+def encode_root_of(
+    structure: str, documents: Mapping[str, Digest], parts: Mapping[str, Digest]
+) -> bytes:
+    """A root document, given what `encode_structure` made.
+
+    Args:
+        structure: Of the tree.
+        documents: See `ItemRoot`.
+        parts: See `ItemRoot`.
+    """
+    digests = {"documents": encode_digests(documents), "parts": encode_digests(parts)}
+    return seal_text(f"{structure[:-1]},{_to_json(digests)[1:]}")
+
+
+def _to_json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, separators=(",", ":"), allow_nan=False)
 
 
 def decode_root(data: bytes) -> ItemRoot:

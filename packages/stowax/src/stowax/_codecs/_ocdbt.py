@@ -27,7 +27,7 @@ The format's documentation: https://google.github.io/tensorstore/kvstore/ocdbt/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MANIFEST_MAGIC = bytes.fromhex("0cdb3a2a")
 NODE_MAGIC = bytes.fromhex("0cdb20de")
@@ -42,8 +42,7 @@ NOWHERE = 2**64 - 1
 """Offset and length of the root of an empty database."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
+class Reference(NamedTuple):
     """A range of bytes in a data file."""
 
     path: str

@@ -10,6 +10,7 @@ What is written is exactly what Orbax expects.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,8 +27,8 @@ from stowax._formats._orbax_json import (
 )
 from stowax._formats._orbax_rich import encode_rich
 from stowax._formats._orbax_strings import is_pointer, nest
-from stowax._keypath import Kind, Node, walk
-from stowax._manifest import LeafEntry, Manifest
+from stowax._keypath import NAMED_ROLES, Kind, Node, Role, walk
+from stowax._manifest import LeafEntry, LeafForm, Manifest
 from stowax.errors import UnsupportedLeafError
 
 _VALUE_TYPE_OF_EMPTY: Mapping[Kind, str] = {
@@ -90,17 +91,7 @@ def _encode_metadata(
             value_type = "NamedTuple"
         return {"value_type": value_type, "skip_deserialize": True}
 
-    entries = {}
-    for path, node in walk(manifest.root):
-        texts = tuple(key.text for key in path)
-        value = describe(node)
-        keys = [
-            {"key": key.text, "key_type": BY_NAME if key.is_named else BY_POSITION}
-            for key in path
-        ]
-        entries[repr(texts)] = {"key_metadata": keys, "value_metadata": value}
     document: dict[str, Any] = {
-        "tree_metadata": entries,
         "use_ocdbt": True,
         "use_zarr3": True,
         "store_array_data_equal_to_fill_value": True,
@@ -110,52 +101,83 @@ def _encode_metadata(
         document[OUR_KEY] = {"manifest": manifest_name}
     if rich_types:
         document[RICH_KEY] = encode_rich(manifest.root, describe)
-    return json.dumps(document).encode()
+    # What repeats from leaf to leaf is made into JSON once, and the rest put around it.
+    values: dict[int, str] = {}
+    entries: list[str] = []
+    for path, node in walk(manifest.root):
+        texts = tuple([key.text for key in path])
+        keys = ", ".join(
+            [_encode_key(text, key[0]) for text, key in zip(texts, path, strict=True)]
+        )
+        value = None
+        if node.kind == "leaf":
+            _, name, form = manifest.leaves[node.leaf]
+            if form.text is None or is_pointer(name):
+                value = values.get(id(form))
+                if value is None:
+                    value = values[id(form)] = json.dumps(describe(node))
+        if value is None:
+            value = json.dumps(describe(node))
+        entries.append(
+            f'{json.dumps(repr(texts))}: {{"key_metadata": [{keys}], '
+            f'"value_metadata": {value}}}'
+        )
+    rest = json.dumps(document)
+    return f'{{"tree_metadata": {{{", ".join(entries)}}}, {rest[1:]}'.encode()
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _encode_key(text: str, role: Role) -> str:
+    kind = BY_NAME if role in NAMED_ROLES else BY_POSITION
+    return json.dumps({"key": text, "key_type": kind})
 
 
 def _describe_leaf(leaf: LeafEntry) -> dict[str, Any]:
     if leaf.form.text is not None and not is_pointer(leaf.name):
         # Orbax would fail at its name, and with it the whole load.
         return {"value_type": "None", "skip_deserialize": True}
-    value: dict[str, Any] = {"value_type": _value_type(leaf), "skip_deserialize": False}
+    value: dict[str, Any] = {
+        "value_type": _value_type(leaf.form),
+        "skip_deserialize": False,
+    }
     if leaf.form.kind == "jax.Array":
-        value["write_shape"] = _write_shape(leaf)
+        value["write_shape"] = _write_shape(leaf.form)
     return value
 
 
-def _value_type(leaf: LeafEntry) -> str:
+def _value_type(form: LeafForm) -> str:
     """What Orbax takes the leaf for: it has fewer kinds."""
-    if leaf.form.kind == "integer":
+    if form.kind == "integer":
         return "string"
     # A complex scalar makes its `metadata` of the whole tree None.
-    is_complex = leaf.form.kind == "scalar" and (leaf.form.dtype or "").startswith(
-        "complex"
-    )
-    return "np.ndarray" if is_complex or leaf.form.kind == "bytes" else leaf.form.kind
+    is_complex = form.kind == "scalar" and (form.dtype or "").startswith("complex")
+    return "np.ndarray" if is_complex or form.kind == "bytes" else form.kind
 
 
-def _write_shape(leaf: LeafEntry) -> list[int]:
-    shape = leaf.form.shape if leaf.form.write_shape is None else leaf.form.write_shape
+def _write_shape(form: LeafForm) -> list[int]:
+    shape = form.shape if form.write_shape is None else form.write_shape
     return [max(1, extent) for extent in shape]
 
 
 def _encode_shardings(arrays: Sequence[LeafEntry]) -> bytes:
-    # Leaves share few shardings, and a big mesh makes a long text: say each one once.
-    texts: dict[tuple[int, bool], str] = {}
-    document = {}
-    for leaf in arrays:
-        if leaf.form.sharding is None:
+    # Leaves share few forms, and a big mesh makes a long text: say each one once.
+    texts: dict[int, str] = {}
+    entries: list[tuple[str, str]] = []
+    for _, name, form in arrays:
+        if form.sharding is None:
             continue
-        is_key = leaf.form.prng_impl is not None
-        known = (id(leaf.form.sharding), is_key)
-        if known not in texts:
-            sharding = (
-                _of_key_data(leaf.form.sharding) if is_key else leaf.form.sharding
-            )
-            texts[known] = json.dumps(dict(sharding))
-        name = base64.urlsafe_b64encode(_utf8(leaf.name, leaf.name)).decode()
-        document[name] = texts[known]
-    return _compact(document)
+        text = texts.get(id(form))
+        if text is None:
+            is_key = form.prng_impl is not None
+            sharding = _of_key_data(form.sharding) if is_key else form.sharding
+            said = json.dumps(json.dumps(dict(sharding)), ensure_ascii=False)
+            text = texts[id(form)] = said
+        entries.append(
+            (base64.urlsafe_b64encode(_utf8(name, name)).decode("ascii"), text)
+        )
+    entries.sort()
+    body = ",".join([f'"{name}":{text}' for name, text in entries])
+    return f"{{{body}}}".encode()
 
 
 def _of_key_data(sharding: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -173,19 +195,25 @@ def _encode_strings(strings: Mapping[str, str]) -> bytes:
 
 
 def _encode_arrays(arrays: Sequence[LeafEntry]) -> bytes:
-    entries = []
-    for leaf in arrays:
-        extra = None
-        if leaf.form.prng_impl is not None:
-            extra = {"random_key_impl": leaf.form.prng_impl}
-        entry = {
-            "param_name": leaf.name,
-            "write_shape": _write_shape(leaf),
-            "chunk_shape": list(leaf.form.chunk_shape),
-            "ext_metadata": extra,
-        }
-        entries.append({"array_metadata": entry})
-    return json.dumps({"array_metadatas": entries}).encode()
+    # As above: by form, with the name put in front.
+    rests: dict[int, str] = {}
+    entries: list[str] = []
+    for _, name, form in arrays:
+        rest = rests.get(id(form))
+        if rest is None:
+            extra = None
+            if form.prng_impl is not None:
+                extra = {"random_key_impl": form.prng_impl}
+            facts = {
+                "write_shape": _write_shape(form),
+                "chunk_shape": list(form.chunk_shape),
+                "ext_metadata": extra,
+            }
+            rest = rests[id(form)] = json.dumps(facts)[1:]
+        entries.append(
+            f'{{"array_metadata": {{"param_name": {json.dumps(name)}, {rest}}}'
+        )
+    return f'{{"array_metadatas": [{", ".join(entries)}]}}'.encode()
 
 
 def _compact(document: Mapping[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,7 +35,14 @@ from stowax._codecs._zarr import check_extents, dtype_from_name
 from stowax._engine_read import ChunkSource
 from stowax._formats import _orbax_json
 from stowax._formats._base import Layout, OpenCheckpoint, TreeItem
-from stowax._manifest import TEXT_KINDS, ChunkTable, Digest, LeafEntry, Manifest
+from stowax._manifest import (
+    TEXT_KINDS,
+    ChunkTable,
+    Digest,
+    LeafEntry,
+    LeafForm,
+    Manifest,
+)
 from stowax._runtime import on_worker
 from stowax._stores._base import Store, join, read_bytes
 from stowax.errors import CorruptCheckpointError, UnsupportedLeafError
@@ -267,9 +274,15 @@ def _check_leaves(leaves: Sequence[LeafEntry], tables: Sequence[ChunkTable]) -> 
     Raises:
         CorruptCheckpointError: Names the leaf.
     """
-    counts = np.zeros(len(leaves), np.int64)
-    bounds = [_stored_bytes(leaf) for leaf in leaves]
-    least, most = np.array(bounds, np.uint64).reshape(-1, 2).T
+    known: dict[int, _Stored] = {}
+    stored: list[_Stored] = []
+    for leaf in leaves:
+        found = known.get(id(leaf.form))
+        if found is None:
+            found = known[id(leaf.form)] = _stored(leaf)
+        stored.append(found)
+    least, most, expected = np.array(stored, np.uint64).reshape(-1, 3).T
+    counts = np.zeros(len(leaves), np.uint64)
     for table in tables:
         if len(table) == 0:
             continue
@@ -277,7 +290,7 @@ def _check_leaves(leaves: Sequence[LeafEntry], tables: Sequence[ChunkTable]) -> 
             raise CorruptCheckpointError(
                 f"a chunk table names leaf {last} of {len(leaves)}"
             )
-        counts += np.bincount(table.leaf, minlength=len(leaves))
+        counts += np.bincount(table.leaf, minlength=len(leaves)).astype(np.uint64)
         length, leaf = table.length_bytes, table.leaf
         wrong = (length < least[leaf]) | (length > most[leaf])
         if wrong.any():
@@ -287,47 +300,52 @@ def _check_leaves(leaves: Sequence[LeafEntry], tables: Sequence[ChunkTable]) -> 
                 f"a chunk of leaf {leaves[leaf[row]].name!r} has {length[row]} bytes; "
                 f"its shape and dtype ask for {' to '.join(map(str, ends))}"
             )
-    for leaf, count in zip(leaves, counts.tolist(), strict=True):
-        _check_extents(leaf)
-        expected = 0
-        if leaf.form.kind not in TEXT_KINDS:
-            expected = math.prod(grid_counts(leaf.form.shape, leaf.form.chunk_shape))
-        if count != expected:
-            raise CorruptCheckpointError(
-                f"leaf {leaf.name!r} has {count} chunks; its shape, "
-                f"{list(leaf.form.shape)}, asks for {expected}"
-            )
+    wrong = counts != expected
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise CorruptCheckpointError(
+            f"leaf {leaves[first].name!r} has {counts[first]} chunks; its shape, "
+            f"{list(leaves[first].form.shape)}, asks for {expected[first]}"
+        )
 
 
-def _check_extents(leaf: LeafEntry) -> None:
-    """Refuses shapes that no array can have.
+class _Stored(NamedTuple):
+    """What there has to be of every leaf of a form."""
+
+    least_bytes: int
+    """Of a chunk."""
+    most_bytes: int
+    chunk_count: int
+
+
+def _stored(leaf: LeafEntry) -> _Stored:
+    """What its shape, dtype and codec ask for.
 
     Raises:
-        CorruptCheckpointError: Names the leaf.
+        CorruptCheckpointError: No array has its shape; names the leaf.
     """
+    form, itemsize = leaf.form, _itemsize(leaf.form)
     try:
-        check_extents(leaf.form.shape, _itemsize(leaf))
+        check_extents(form.shape, itemsize)
     except ValueError as error:
         raise CorruptCheckpointError(f"leaf {leaf.name!r} has {error}") from error
-
-
-def _stored_bytes(leaf: LeafEntry) -> tuple[int, int]:
-    """The least and the most bytes that every chunk of a leaf takes."""
+    count = 0
+    if form.kind not in TEXT_KINDS:
+        count = math.prod(grid_counts(form.shape, form.chunk_shape))
     # No chunk is as long as the largest number that its length is stored in.
     longest = 2**64 - 1
-    itemsize = _itemsize(leaf)
     if itemsize == 0:
-        return 0, longest
-    size_bytes = math.prod(leaf.form.chunk_shape) * itemsize
+        return _Stored(0, longest, min(count, longest))
+    size_bytes = math.prod(form.chunk_shape) * itemsize
     least = most = size_bytes
-    if leaf.form.codec is not None:
-        least, most = CODECS[leaf.form.codec].stored_bytes(size_bytes)
-    return min(least, longest), min(most, longest)
+    if form.codec is not None:
+        least, most = CODECS[form.codec].stored_bytes(size_bytes)
+    return _Stored(min(least, longest), min(most, longest), min(count, longest))
 
 
-def _itemsize(leaf: LeafEntry) -> int:
+def _itemsize(form: LeafForm) -> int:
     """Bytes of an element; 0 if nothing can be said of it."""
     try:
-        return dtype_from_name(leaf.form.dtype or "").itemsize
+        return dtype_from_name(form.dtype or "").itemsize
     except UnsupportedLeafError:  # Raised again for whoever asks for the leaf.
         return 0
