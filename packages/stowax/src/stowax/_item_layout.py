@@ -8,26 +8,26 @@ last few saves are kept, and a later save only brings its values.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from stowax._box import Box
 from stowax._budget import Budget
 from stowax._codecs._zarr import dtype_name
 from stowax._context import SaveSettings
 from stowax._formats._orbax_strings import check_string_names
 from stowax._formats._stowax import PROCESS_PREFIX
 from stowax._keypath import FlatTree, Node, at_leaf, check_names, flatten
-from stowax._leaves._base import Description, StandardLeaf
+from stowax._leaves._base import Description
 from stowax._leaves._jax_array import is_key
 from stowax._leaves._refusal import check_all
-from stowax._leaves._registry import Leaves
+from stowax._leaves._registry import EncodedLeaf, Leaves
 from stowax._manifest import CustomType, LeafEntry, LeafForm
 from stowax._plan._storage import LeafStorage, narrowed, plan_storage
-from stowax._plan._write import ArrayLayout, Sharing, WritePlan, plan_write
+from stowax._plan._write import ArrayLayout, PartWrite, Sharing, WritePlan, plan_write
 from stowax._processes import Processes
 from stowax._recent import Recent
 from stowax._staging import Staging
@@ -61,14 +61,6 @@ class StagedItem:
 
     layout: ItemLayout
     staging: Staging
-
-
-class _Leaf(NamedTuple):
-    """A value as a standard kind of leaf has it."""
-
-    kind: StandardLeaf
-    value: Any
-    custom: CustomType | None
 
 
 def stage_item(
@@ -109,7 +101,8 @@ def stage_item(
         key = None
         if not leaves.are_taught and saving.storage_of_leaf is None:
             identity = processes.index, processes.count, part_limit_bytes
-            structure = flat.names, flat.key_types, outlines, flat.root
+            kinds = [kind for kind, _, _ in encoded]
+            structure = flat.names, flat.key_types, kinds, outlines, flat.root
             key = identity, saving, codec, structure
             if (found := known.find(key)) is not None:
                 return found
@@ -140,17 +133,17 @@ def stage_item(
 
 def _encode(
     flat: FlatTree, leaves: Leaves, processes: Processes
-) -> tuple[list[_Leaf], list[Hashable]]:
+) -> tuple[list[EncodedLeaf], list[Hashable]]:
     """Kind, value and outline of every leaf; refuses all unsupported ones at once."""
-    encoded: list[_Leaf] = []
+    encoded: list[EncodedLeaf] = []
     outlines: list[Hashable] = []
     errors: list[UnsupportedLeafError] = []
     for value, name in zip(flat.leaves, flat.names, strict=True):
         try:
             try:
                 leaf = leaves.encode(value)
-                outlines.append((leaf.kind, leaf.kind.outline(leaf.value)))
-                encoded.append(_Leaf(leaf.kind, leaf.value, leaf.custom))
+                outlines.append(leaf.kind.outline(leaf.value))
+                encoded.append(leaf)
                 if errors:  # The list is to be complete.
                     leaf.kind.describe(leaf.value, processes)
             except Exception:  # Any failure deserves its place; raised again as it is.
@@ -165,7 +158,7 @@ def _encode(
 
 
 def _earlier_errors(
-    encoded: Sequence[_Leaf], names: Sequence[str], processes: Processes
+    encoded: Sequence[EncodedLeaf], names: Sequence[str], processes: Processes
 ) -> list[UnsupportedLeafError]:
     """Why leaves before the first that is no leaf at all cannot be written either."""
     errors: list[UnsupportedLeafError] = []
@@ -180,7 +173,7 @@ def _earlier_errors(
 
 def _lay_out(
     flat: FlatTree,
-    encoded: Sequence[_Leaf],
+    encoded: Sequence[EncodedLeaf],
     outlines: Sequence[Hashable],
     processes: Processes,
     *,
@@ -242,7 +235,7 @@ def _lay_out(
 
 def _describe(
     names: Sequence[str],
-    encoded: Sequence[_Leaf],
+    encoded: Sequence[EncodedLeaf],
     outlines: Sequence[Hashable],
     processes: Processes,
 ) -> list[Description]:
@@ -251,7 +244,8 @@ def _describe(
     described: list[Description] = []
     errors: list[UnsupportedLeafError] = []
     for leaf, outline, name in zip(encoded, outlines, names, strict=True):
-        description = known.get(outline)
+        key = leaf.kind, outline
+        description = known.get(key)
         if description is None:
             try:
                 with at_leaf(name):
@@ -259,7 +253,7 @@ def _describe(
             except UnsupportedLeafError as error:
                 errors.append(error)
                 continue
-            known[outline] = description
+            known[key] = description
         described.append(description)
     check_all(errors, "written")
     return described
@@ -306,15 +300,15 @@ def _form(
 
 
 def _sizes_bytes(
-    layout: ItemLayout, encoded: Sequence[_Leaf], *, borrow: bool
+    layout: ItemLayout, encoded: Sequence[EncodedLeaf], *, borrow: bool
 ) -> list[int]:
     """What every part takes of the staging budget."""
     sizes: list[int] = []
-    for part in layout.plan.parts:
-        leaf = encoded[part.leaf]
+    for leaf, box in layout.plan.parts:
+        kind, value, _ = encoded[leaf]
         size_bytes = 0
-        if leaf.kind.takes_memory(leaf.value, borrow=borrow):
-            size_bytes = part.box.size * _itemsize(leaf.value)
+        if kind.takes_memory(value, borrow=borrow):
+            size_bytes = box.size * _itemsize(value)
         sizes.append(size_bytes)
     return sizes
 
@@ -336,15 +330,17 @@ def _part_limit_bytes(limit_bytes: int) -> int:
 def _fetch(
     plan: WritePlan,
     names: Sequence[str],
-    encoded: Sequence[_Leaf],
+    encoded: Sequence[EncodedLeaf],
     processes: Processes,
     borrow: bool,
     positions: range,
 ) -> list[np.ndarray]:
     """The host memory of some parts that this process writes."""
     staged: list[Any] = []
-    for leaf, boxes in _by_leaf(plan, positions):
+    parts = plan.parts[positions.start : positions.stop]
+    for leaf, same in itertools.groupby(parts, _leaf_of):
         kind, value, _ = encoded[leaf]
+        boxes = [part.box for part in same]
         try:
             staged += kind.stage(value, boxes, processes, borrow=borrow)
         except Exception:  # Any failure deserves its place; raised again as it is.
@@ -353,13 +349,5 @@ def _fetch(
     return to_host(staged)
 
 
-def _by_leaf(plan: WritePlan, positions: range) -> list[tuple[int, list[Box]]]:
-    found: list[tuple[int, list[Box]]] = []
-    last_leaf = -1
-    for leaf, box in plan.parts[positions.start : positions.stop]:
-        if leaf == last_leaf:
-            found[-1][1].append(box)
-        else:
-            found.append((leaf, [box]))
-        last_leaf = leaf
-    return found
+def _leaf_of(part: PartWrite) -> int:
+    return part.leaf

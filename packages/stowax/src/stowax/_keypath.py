@@ -140,12 +140,20 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> FlatTree
             if found.count(str) != len(found):
                 key_types.extend(found)
         head = f"{name}." if path else ""
-        children = tuple(
-            [
-                visit(child, (*path, key), f"{head}{key[1]!s}")
-                for key, child in zip(keys, values, strict=True)
-            ]
-        )
+        if is_leaf is None and jax.tree_util.all_leaves(values):
+            # The same as below, for the many that have only leaves, in one go.
+            count = len(leaves)
+            leaves.extend(values)
+            paths.extend([(*path, key) for key in keys])
+            names.extend([f"{head}{key[1]!s}" for key in keys])
+            children = tuple(map(_leaf_node, range(count, len(leaves))))
+        else:
+            children = tuple(
+                [
+                    visit(child, (*path, key), f"{head}{key[1]!s}")
+                    for key, child in zip(keys, values, strict=True)
+                ]
+            )
         return Node(
             kind=kind,
             keys=keys,
@@ -406,8 +414,9 @@ def _open(value: Any) -> _Opened | None:
     if value is None:
         return "none", None, (), (), None, False
     if cls is dict:
-        order = sorted(value, key=_sort_key)
-        keys = tuple(Key("key", key) for key in order)
+        are_strings = all(type(key) is str for key in value)
+        order = sorted(value, key=None if are_strings else _sort_key)
+        keys = tuple([Key("key", key) for key in order])
         values = [value[key] for key in order]
         return "dict", None, keys, values, _dict_builder(order), False
     if cls is list or cls is tuple:

@@ -82,7 +82,7 @@ class StandardLeaf(Protocol):
         ...
 
     def outline(self, value: Any) -> Hashable:
-        """All that `describe` goes by: of equal outlines it says the same.
+        """All that `describe` goes by: of equal ones, of this kind, it says the same.
 
         Raises:
             UnsupportedLeafError: The value is there no more; says why.

@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from stowax._keypath import FlatTree, at_leaf
 from stowax._leaves._abstract import CustomLeafMetadata
@@ -42,8 +42,7 @@ STANDARD: tuple[StandardLeaf, ...] = (
 _METHODS = ("accepts", "describe", "stage", "accepts_target", "want", "place")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedLeaf:
+class EncodedLeaf(NamedTuple):
     """A value on its way to the store: a standard leaf, and what that stands for."""
 
     kind: StandardLeaf
@@ -222,7 +221,10 @@ def _check(
 
 
 def _for_value(value: Any) -> StandardLeaf | None:
-    return next((kind for kind in STANDARD if kind.accepts(value)), None)
+    for kind in STANDARD:
+        if kind.accepts(value):
+            return kind
+    return None
 
 
 def _for_target(target: Any) -> StandardLeaf | None:

@@ -43,9 +43,9 @@ class ScalarLeaf:
         return isinstance(value, _Number)
 
     def outline(self, value: _Number) -> Hashable:
-        """The dtype of its array; of a large integer its text."""
+        """The letter of its dtype; of a large integer its text."""
         text = _large(value)
-        return _as_array(value).dtype if text is None else text
+        return _as_array(value).dtype.char if text is None else text
 
     def describe(self, value: _Number, processes: Processes) -> Description:
         """A 0-d array of 64 bits (a bool: of one byte); of a large integer its text."""
