@@ -46,7 +46,7 @@ def test_json_there_and_back(tree):
     """The skeleton read from JSON gives plain containers, with keys as they were."""
     flat = flatten(tree)
 
-    node, paths = from_json(json.loads(json.dumps(to_json(flat.root))))
+    node, paths, _ = from_json(json.loads(json.dumps(to_json(flat.root))))
 
     assert unflatten(node, flat.leaves) == plain(tree)
     assert [[k.text for k in p] for p in paths] == [
@@ -61,7 +61,7 @@ def test_types_of_keys_in_json():
     tree = dict(zip(keys, range(8), strict=True))
     flat = flatten(tree)
 
-    node, _ = from_json(json.loads(json.dumps(to_json(flat.root))))
+    node, _, _ = from_json(json.loads(json.dumps(to_json(flat.root))))
 
     again = unflatten(node, flat.leaves)
     kept = {repr(key) for key in again}

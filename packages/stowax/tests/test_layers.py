@@ -46,6 +46,7 @@ LAYERS = {
     "_runtime": 2,
     "_stores._base": 2,
     "_tasks": 2,
+    "_uncollected": 2,
     # decisions and encodings
     "_codecs": 3,
     "_plan": 3,

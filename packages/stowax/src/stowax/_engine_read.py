@@ -12,6 +12,7 @@ import asyncio
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -24,12 +25,13 @@ from stowax._codecs._checksum import BLOCK_BYTES, crc32c, verify_blocks
 from stowax._codecs._compression import CODECS
 from stowax._codecs._zarr import dtype_from_name
 from stowax._formats._base import ReadRequest
-from stowax._manifest import ChunkTable, LeafEntry, LeafForm, Manifest
+from stowax._manifest import ChunkTable, LeafEntry, Manifest
 from stowax._plan._blocks import boxes_of_run, needed_blocks
 from stowax._runtime import on_worker
 from stowax._stores._base import Store, join
 from stowax._tasks import run_all
 from stowax._transfer import allocate
+from stowax._uncollected import uncollected
 from stowax.errors import CorruptCheckpointError
 
 _NEIGHBOUR_BYTES = 1 << 20
@@ -131,17 +133,24 @@ class ChunkSource:
             chunks = [chunk for chunk in chunks if chunk.payload is None]
         await run_all(read_group(group) for group in _neighbours(chunks))
 
+    @uncollected()
     def _chunks_of(self, requests: Sequence[ReadRequest]) -> list[ChunkRead]:
         """Every chunk that is needed, once, in order of its place."""
         found: dict[tuple[int, tuple[int, ...]], ChunkRead | None] = {}
+        locate = self._index.locate
         for request in requests:
             leaf, wanted, out = request
             form = self._leaves[leaf].form
-            for grid_index, box in _chunks_in(wanted, form):
+            if form.shape == form.chunk_shape == wanted.stop and not any(wanted.start):
+                # Most leaves are one chunk, and wanted whole.
+                touched = ((wanted.start, wanted),)
+            else:
+                touched = chunks_in(wanted, form.shape, form.chunk_shape)
+            for grid_index, box in touched:
                 key = (leaf, grid_index)
                 if key not in found:
-                    found[key] = self._index.locate(leaf, grid_index, box)
-                common = wanted if box == wanted else box.intersect(wanted)
+                    found[key] = locate(leaf, grid_index, box)
+                common = wanted if box is wanted else box.intersect(wanted)
                 if common is None:
                     continue
                 chunk = found[key]
@@ -150,7 +159,7 @@ class ChunkSource:
                 else:
                     chunk.uses.append((request, common))
         chunks = [chunk for chunk in found.values() if chunk is not None]
-        return sorted(chunks, key=lambda c: (c.file, c.offset_bytes))
+        return sorted(chunks, key=operator.attrgetter("file", "offset_bytes"))
 
     def _take_brought(self, chunks: Sequence[ChunkRead]) -> None:
         for chunk in chunks:
@@ -341,14 +350,6 @@ def _shape_of(chunk: ChunkRead) -> _ChunkShape:
     return _chunk_shape(form.dtype or "", form.chunk_shape)
 
 
-def _chunks_in(wanted: Box, form: LeafForm) -> Iterator[tuple[tuple[int, ...], Box]]:
-    """The chunks that a box touches; most leaves are one chunk, and wanted whole."""
-    if form.shape == form.chunk_shape == wanted.stop and not any(wanted.start):
-        yield wanted.start, wanted
-        return
-    yield from chunks_in(wanted, form.shape, form.chunk_shape)
-
-
 def _decode(
     path: str,
     chunk: ChunkRead,
@@ -394,7 +395,7 @@ def _direct_memory(chunk: ChunkRead) -> np.ndarray | None:
     view = request.out
     if common.shape != chunk.entry.form.chunk_shape:
         return None
-    if common != request.box:
+    if common is not request.box and common != request.box:
         view = view[common.within(request.box)]
     if not view.flags.c_contiguous:
         return None

@@ -32,6 +32,7 @@ from stowax._processes import Processes
 from stowax._recent import Recent
 from stowax._staging import Staging
 from stowax._transfer import to_host
+from stowax._uncollected import uncollected
 from stowax.errors import TreeError, UnsupportedLeafError
 
 _AS_USUAL = SaveSettings()
@@ -63,6 +64,7 @@ class StagedItem:
     staging: Staging
 
 
+@uncollected()
 def stage_item(
     tree: Any,
     processes: Processes,

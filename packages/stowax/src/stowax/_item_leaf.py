@@ -72,6 +72,8 @@ class LeafPlan:
     stored_dtype: np.dtype | None
     """None where there is nothing to read, as of a string."""
     parts: tuple[_Part, ...]
+    is_as_read: bool
+    """Whether every part of the value is just what is read."""
 
     def begin(self, position: int, path: KeyPath) -> BegunLeaf:
         """Takes the memory that is to be filled.
@@ -83,20 +85,19 @@ class LeafPlan:
         Raises:
             HostMemoryError: There is not enough of it.
         """
+        dtype = self.stored_dtype
+        if dtype is None:
+            return BegunLeaf(self, path, [])
         try:
             requests = [
-                ReadRequest(position, part.stored, self._memory(part))
-                for part in self.parts
-                if part.stored is not None
+                ReadRequest(position, stored, _memory(shape, dtype))
+                for _, _, stored, shape in self.parts
+                if stored is not None
             ]
         except HostMemoryError:
             with at_leaf(shown_name(path)):
                 raise
         return BegunLeaf(self, path, requests)
-
-    def _memory(self, part: _Part) -> np.ndarray:
-        assert self.stored_dtype is not None
-        return _memory(part.shape, self.stored_dtype)
 
     @property
     def is_whole(self) -> bool:
@@ -130,9 +131,14 @@ class LeafPlan:
             return None
         return loss(self.stored_dtype, self.wanted.dtype)
 
-    def made(self, read: Sequence[np.ndarray]) -> dict[Box, np.ndarray]:
+    def made(self, requests: Sequence[ReadRequest]) -> dict[Box, np.ndarray]:
         """The parts that the value is made of, given what was read of each."""
-        remaining = iter(read)
+        if self.is_as_read:
+            return {
+                part.box: request.out
+                for part, request in zip(self.parts, requests, strict=True)
+            }
+        remaining = iter([request.out for request in requests])
         return {
             part.box: self._made(part, None if part.stored is None else next(remaining))
             for part in self.parts
@@ -184,7 +190,7 @@ class Placing:
             if placer is None:
                 placer = plan.kind.placer(plan.target, plan.form, self._processes)
                 self._placers[id(plan)] = placer
-            value = placer(plan.made([request.out for request in leaf.requests]))
+            value = placer(plan.made(leaf.requests))
             return value if plan.decode is None else plan.decode(value)
         except Exception:  # Any failure deserves its place; raised again as it is.
             with at_leaf(shown_name(leaf.path)):
@@ -354,6 +360,9 @@ def fit_leaf(
         if not loading.pads:
             return fit(None, cause="shape")
     dtype = None if seen.dtype is None else dtype_from_name(seen.dtype)
+    parts = ()
+    if dtype is not None:
+        parts = tuple(_part(box, seen, view, is_whole=is_whole) for box in wanted.boxes)
     plan = LeafPlan(
         form=seen,
         target=ready_target,
@@ -361,9 +370,9 @@ def fit_leaf(
         decode=asked.decode,
         wanted=wanted,
         stored_dtype=dtype,
-        parts=()
-        if dtype is None
-        else tuple(_part(box, seen, view, is_whole=is_whole) for box in wanted.boxes),
+        parts=parts,
+        is_as_read=wanted.dtype in (None, dtype)
+        and all(part.box == part.inner and view is None for part in parts),
     )
     lost = plan.loss() or ""
     cause: Cause = "cast"

@@ -32,8 +32,12 @@ from stowax._plan._rename import Rules
 from stowax._plan._rows import AskedBy, LeafPreview, LoadPreview
 from stowax._plan._select import select, show_unused
 from stowax._processes import Processes
+from stowax._uncollected import uncollected
 from stowax.errors import UnsupportedLeafError
 from stowax.tree import PLACEHOLDER
+
+_PLACED_TOGETHER = 256
+"""Leaves, between two chances for a garbage collection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,19 +80,24 @@ class LoadPlan:
         """
         if not self._is_good():
             self.preview().check()
-        begun = [
-            None
-            if isinstance(fit, LeafPreview) or fit.plan is None
-            else fit.plan.begin(leaf.position, self.entries[leaf.position].path)
-            for leaf, fit in zip(self.leaves, self.fits, strict=True)
-        ]
+        with uncollected():
+            begun = [
+                None
+                if isinstance(fit, LeafPreview) or fit.plan is None
+                else fit.plan.begin(leaf.position, self.entries[leaf.position].path)
+                for leaf, fit in zip(self.leaves, self.fits, strict=True)
+            ]
 
         def finish() -> Any:
             entering("placing what was read")
             placing = Placing(self.processes)
-            values = [
-                PLACEHOLDER if leaf is None else placing.place(leaf) for leaf in begun
-            ]
+            values: list[Any] = []
+            for start in range(0, len(begun), _PLACED_TOGETHER):
+                with uncollected():
+                    values += [
+                        PLACEHOLDER if leaf is None else placing.place(leaf)
+                        for leaf in begun[start : start + _PLACED_TOGETHER]
+                    ]
             return unflatten(self.root, values, self.types)
 
         return BegunLoad(
@@ -143,6 +152,7 @@ async def open_item(
     )
 
 
+@uncollected()
 def plan_load(
     item: TreeItem,
     target: Any,
@@ -201,6 +211,7 @@ def plan_load(
     )
 
 
+@uncollected()
 def metadata_tree(item: TreeItem, loading: LoadSettings) -> Any:
     """The tree of what `metadata()` shows for every leaf."""
     # By form: what is shown cannot be changed, so that leaves that are alike share it.
@@ -278,10 +289,11 @@ def _asked(
     roles = roles_below(entries[i].path for i in match.unused)
     leaves: list[_Leaf] = []
     hint_count = 0
-    for path, looked_up, position, leaf in zip(
-        flat.paths, match.looked_up, match.positions, flat.leaves, strict=True
+    for path, name, looked_up, position, leaf in zip(
+        *(flat.paths, flat.names, match.looked_up, match.positions, flat.leaves),
+        strict=True,
     ):
-        name = shown_name(path)
+        name = name or shown_name(path)
         row = None
         if leaf is PLACEHOLDER:
             row = LeafPreview(target=name, stored=None, outcome="not loaded")

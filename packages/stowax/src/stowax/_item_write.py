@@ -39,6 +39,7 @@ from stowax._operation import ItemPart, Operation
 from stowax._runtime import on_worker
 from stowax._stores._base import join
 from stowax._tasks import run_all
+from stowax._uncollected import uncollected
 from stowax.errors import ProcessesError
 
 
@@ -186,6 +187,7 @@ async def _write_documents(
     operation.manifests[directory] = completion.manifest, completion.covered
 
 
+@uncollected()
 def _completion(
     staged: StagedItem,
     directory: str,

@@ -105,6 +105,8 @@ class FlatTree:
     paths: tuple[KeyPath, ...]
     names: tuple[str, ...]
     leaves: tuple[Any, ...]
+    nones: tuple[KeyPath, ...] = ()
+    """Paths of every None."""
     key_types: tuple[type, ...] = ()
     """Types of the keys of dicts that have other keys than strings: `1` and `True`, as
     keys, are equal."""
@@ -123,6 +125,7 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> FlatTree
     paths: list[KeyPath] = []
     names: list[str] = []
     leaves: list[Any] = []
+    nones: list[KeyPath] = []
     key_types: list[type] = []
 
     def visit(value: Any, path: KeyPath, name: str) -> Node:
@@ -135,6 +138,8 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> FlatTree
             leaves.append(value)
             return _leaf_node(len(leaves) - 1)
         kind, type_name, keys, values, build, has_static = keys_and_children
+        if kind == "none":
+            nones.append(path)
         if kind not in ("list", "tuple", "namedtuple"):
             found = [type(value) for _, value in keys]
             if found.count(str) != len(found):
@@ -169,7 +174,9 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> FlatTree
         raise TreeError(
             "the tree is nested too deeply, or contains itself; nothing was written"
         ) from error
-    return FlatTree(root, tuple(paths), tuple(names), tuple(leaves), tuple(key_types))
+    return FlatTree(
+        root, *map(tuple[Any, ...], (paths, names, leaves, nones, key_types))
+    )
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -314,21 +321,23 @@ def to_json(node: Node) -> Any:
     return document
 
 
-def from_json(document: Any) -> tuple[Node, tuple[KeyPath, ...]]:
-    """Reads what `to_json` wrote; returns the skeleton and the path of every leaf.
+def from_json(document: Any) -> tuple[Node, tuple[KeyPath, ...], tuple[str, ...]]:
+    """Reads what `to_json` wrote; returns the skeleton, and paths and names of leaves.
 
     Raises:
         ValueError: The document is no skeleton whose leaves are 0, 1, 2, …
     """
     paths: list[KeyPath] = []
+    names: list[str] = []
 
-    def visit(part: Any, path: KeyPath) -> Node:
+    def visit(part: Any, path: KeyPath, name: str) -> Node:
         if part is None:
             return Node(kind="none")
         if type(part) is int:
             if part != len(paths):
                 raise ValueError(f"leaf {part} stands where leaf {len(paths)} belongs")
             paths.append(path)
+            names.append(name)
             return _leaf_node(part)
         if not isinstance(part, Mapping):
             raise ValueError(f"{part!r} is no part of a tree")
@@ -339,14 +348,15 @@ def from_json(document: Any) -> tuple[Node, tuple[KeyPath, ...]]:
         if not isinstance(children, list):
             raise ValueError("a container without a list of children")
         if kind in ("list", "tuple"):
-            keys = tuple(Key("index", i) for i in range(len(children)))
+            keys = tuple([Key("index", i) for i in range(len(children))])
         else:
             keys = tuple(map(_key_from_json, part.get("keys", ())))
         if len(keys) != len(children):
             raise ValueError(f"{len(keys)} keys for {len(children)} children")
+        head = f"{name}." if path else ""
         nodes = tuple(
             [
-                visit(child, (*path, key))
+                visit(child, (*path, key), f"{head}{key[1]!s}")
                 for key, child in zip(keys, children, strict=True)
             ]
         )
@@ -358,8 +368,8 @@ def from_json(document: Any) -> tuple[Node, tuple[KeyPath, ...]]:
             has_static=bool(part.get("static")),
         )
 
-    root = visit(document, ())
-    return root, tuple(paths)
+    root = visit(document, (), "")
+    return root, tuple(paths), tuple(names)
 
 
 def from_named_paths(entries: Sequence[tuple[KeyPath, Node]]) -> Node:

@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Format, Layout
 
 from stowax._box import Box, from_slices
+from stowax._caller import mesh_in_scope
 
 ALIGNMENT_BYTES = 64
 """What XLA asks of host memory that it is to adopt."""
@@ -67,6 +69,10 @@ def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 def to_default_device(part: np.ndarray) -> jax.Array:
     """An uncommitted array, as `jnp.zeros` makes one; the memory may be adopted."""
+    is_plain = part.nbytes <= _SMALL_BYTES and part.dtype.isbuiltin == 1
+    if is_plain and mesh_in_scope() is None:
+        # Twice as fast, but it copies, knows fewer dtypes, and spreads over a mesh.
+        return jnp.asarray(part)
     return jax.device_put(part)
 
 

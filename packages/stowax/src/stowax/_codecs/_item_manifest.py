@@ -31,7 +31,7 @@ import numpy as np
 
 from stowax._codecs._checksum import crc32c, seal_text, unseal
 from stowax._codecs._compression import CODECS
-from stowax._keypath import KeyPath, Node, from_json, leaf_name, to_json
+from stowax._keypath import KeyPath, Node, from_json, to_json
 from stowax._manifest import (
     ChunkTable,
     CustomType,
@@ -40,6 +40,7 @@ from stowax._manifest import (
     LeafForm,
     LeafKind,
 )
+from stowax._uncollected import uncollected
 from stowax.errors import CorruptCheckpointError
 
 SEAL, _ITEM = "stowax-checkpoint", "stowax-item"
@@ -140,6 +141,7 @@ def _to_json(document: Mapping[str, Any]) -> str:
     return json.dumps(document, separators=(",", ":"), allow_nan=False)
 
 
+@uncollected()
 def decode_root(data: bytes) -> ItemRoot:
     """Reads a root document.
 
@@ -150,8 +152,8 @@ def decode_root(data: bytes) -> ItemRoot:
     document = unseal(data)
     check_version(document, _ITEM)
     try:
-        node, paths = from_json(document["tree"])
-        leaves = _leaves_from_json(document, paths)
+        node, paths, names = from_json(document["tree"])
+        leaves = _leaves_from_json(document, paths, names)
         return ItemRoot(
             root=node,
             leaves=leaves,
@@ -280,7 +282,7 @@ def _form_to_json(form: LeafForm) -> dict[str, Any]:
 
 
 def _leaves_from_json(
-    document: Mapping[str, Any], paths: Sequence[KeyPath]
+    document: Mapping[str, Any], paths: Sequence[KeyPath], names: Sequence[str]
 ) -> tuple[LeafEntry, ...]:
     described, chosen = document["leaves"], range(len(paths))
     if document["version"] >= _SINCE_FORMS:
@@ -292,12 +294,12 @@ def _leaves_from_json(
         try:
             forms.append(_form_from_json(form))
         except ValueError as error:
-            user = leaf_name(paths[list(chosen).index(position)])
+            user = names[list(chosen).index(position)]
             raise ValueError(f"leaf {user!r} {error}") from error
     return tuple(
         [
-            LeafEntry(path, leaf_name(path), forms[position])
-            for position, path in zip(chosen, paths, strict=True)
+            LeafEntry(path, name, forms[position])
+            for path, name, position in zip(paths, names, chosen, strict=True)
         ]
     )
 

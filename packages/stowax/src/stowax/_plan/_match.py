@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stowax._keypath import FlatTree, KeyPath, leaf_name, walk
+from stowax._keypath import FlatTree, KeyPath, leaf_name
 from stowax._manifest import LeafEntry
 from stowax._plan._rename import Keys, Rules, keys_of
 
@@ -55,23 +55,34 @@ def match_paths(
             leaf also covers all stored leaves below its path.
         rules: Where leaves are stored under other names.
     """
+    if _are_alike(target, entries, skipped, rules):
+        return Match(
+            positions=tuple(range(len(entries))),
+            looked_up=target.names,
+            dropped=(),
+            unused=(),
+            unused_rules=(),
+        )
     by_path = {_texts(entry.path): i for i, entry in enumerate(entries)}
     by_name = {entry.name: i for i, entry in enumerate(entries)} if rules else {}
     positions: list[int] = []
     looked_up: list[str] = []
     used_rules: set[int | None] = set()
 
-    def look_up(path: KeyPath) -> int:
-        name, rule = rules.stored_name(leaf_name(path))
+    def look_up(path: KeyPath, name: str) -> int:
+        if not rules:
+            looked_up.append(name)
+            return by_path.get(_texts(path), -1)
+        name, rule = rules.stored_name(name)
         used_rules.add(rule)
         looked_up.append(name)
         return by_path.get(_texts(path), -1) if rule is None else by_name.get(name, -1)
 
-    for path, skip in zip(target.paths, skipped, strict=True):
-        position = look_up(path)
+    for path, name, skip in zip(target.paths, target.names, skipped, strict=True):
+        position = look_up(path, name)
         positions.append(-1 if skip else position)
-    nones = [path for path, node in walk(target.root) if node.kind == "none"]
-    found = [(leaf_name(path), look_up(path)) for path in nones]
+    nones = [(path, leaf_name(path)) for path in target.nones]
+    found = [(name, look_up(path, name)) for path, name in nones]
     dropped = tuple((name, position) for name, position in found if position >= 0)
     asked = {*positions, *(position for _, position in dropped)}
     del looked_up[len(positions) :]
@@ -92,6 +103,25 @@ def match_paths(
         dropped=dropped,
         unused=tuple(unused),
         unused_rules=tuple(r for r in range(len(rules)) if r not in used_rules),
+    )
+
+
+def _are_alike(
+    target: FlatTree,
+    entries: Sequence[LeafEntry],
+    skipped: Sequence[bool],
+    rules: Rules,
+) -> bool:
+    """Whether everything is asked for, and nothing else, in the order of what is there.
+
+    So it is when a program loads what it saved.
+    """
+    if rules or target.nones or len(target.paths) != len(entries) or any(skipped):
+        return False
+    # Names too: keys such as 1 and True are equal, and called differently.
+    return all(
+        path == entry[0] and name == entry[1]
+        for path, name, entry in zip(target.paths, target.names, entries, strict=True)
     )
 
 
@@ -150,4 +180,4 @@ def _has_beginning_in(keys: Keys, beginnings: set[Keys]) -> bool:
 
 
 def _texts(path: KeyPath) -> Keys:
-    return tuple([key.text for key in path])
+    return tuple([f"{value!s}" for _, value in path])
