@@ -101,11 +101,11 @@ def on_disk(path):
     entry = next((e for e in decode_root(data).leaves if e.name == "leaf"), None)
     if entry is None:
         return "nothing"
-    facts = [f"`{entry.kind}`"]
-    if entry.dtype is not None:
-        facts.append(f"`{entry.dtype}{list(entry.shape)}`")
-    if entry.prng_impl is not None:
-        facts.append(f"`{entry.prng_impl}`")
+    facts = [f"`{entry.form.kind}`"]
+    if entry.form.dtype is not None:
+        facts.append(f"`{entry.form.dtype}{list(entry.form.shape)}`")
+    if entry.form.prng_impl is not None:
+        facts.append(f"`{entry.form.prng_impl}`")
     return " ".join(facts)
 
 

@@ -371,7 +371,8 @@ def fit_leaf(
         wanted=wanted,
         stored_dtype=dtype,
         parts=parts,
-        is_as_read=wanted.dtype in (None, dtype)
+        # By identity: to NumPy, None is equal to float64.
+        is_as_read=(wanted.dtype is None or wanted.dtype == dtype)
         and all(part.box == part.inner and view is None for part in parts),
     )
     lost = plan.loss() or ""
