@@ -23,7 +23,7 @@ from stowax._codecs._ocdbt import (
     NODE_MAGIC,
     Reference,
 )
-from stowax._codecs._ocdbt_read import decode_database
+from stowax._codecs._ocdbt_read import DatabaseDecoder
 from stowax._codecs._ocdbt_write import LEAF_KEYS, encode_database
 from stowax._codecs._zarr import array_document, chunk_key, dtype_name, encode_trailer
 from stowax.errors import (
@@ -48,13 +48,23 @@ def _encode(entries: Entries, node_path: str = _NODE_PATH) -> tuple[bytes, bytes
     )
 
 
+def _decode_database(
+    manifest: bytes, read: Callable[[Reference], bytes], **limits: int
+) -> Entries:
+    """Decodes a database whose nodes `read` brings."""
+    decoder = DatabaseDecoder(manifest, **limits)
+    while decoder.wanted is not None:
+        decoder.add(read(decoder.wanted))
+    return decoder.entries
+
+
 def _decode(node: bytes, manifest: bytes, **limits: int) -> Entries:
     """Decodes a database whose only file is the node file."""
 
     def read(place: Reference) -> bytes:
         return node[place.offset_bytes :][: place.length_bytes]
 
-    return decode_database(manifest, read, **limits)
+    return _decode_database(manifest, read, **limits)
 
 
 def _write(root: Path, entries: Entries, node_path: str = _NODE_PATH) -> None:
@@ -76,7 +86,7 @@ def _read_from(root: Path) -> Callable[[Reference], bytes]:
 def _decode_all(root: Path) -> dict[str, bytes]:
     """Every value of the database at `root`, wherever it lies."""
     read = _read_from(root)
-    entries = decode_database((root / "manifest.ocdbt").read_bytes(), read)
+    entries = _decode_database((root / "manifest.ocdbt").read_bytes(), read)
     return {
         key: read(value) if isinstance(value, Reference) else value
         for key, value in entries.items()
@@ -601,7 +611,7 @@ def _decode_levels(*bodies: bytes) -> Entries:
     """Decodes a tree given as the bodies of its nodes by height, leaf first."""
     nodes = [_sealed(NODE_MAGIC, body) for body in bodies]
     manifest = _manifest_body(len(nodes[-1]), len(nodes) - 1)
-    return decode_database(
+    return _decode_database(
         _sealed(MANIFEST_MAGIC, manifest), lambda place: nodes[place.offset_bytes]
     )
 
@@ -702,7 +712,7 @@ def test_contradictions_in_an_envelope_are_named(node: bytes, message: str) -> N
     manifest = _sealed(MANIFEST_MAGIC, _manifest_body(len(node), 0))
 
     with pytest.raises(CorruptCheckpointError, match=message):
-        decode_database(manifest, lambda place: node)
+        _decode_database(manifest, lambda place: node)
 
 
 def test_a_parent_may_refer_to_the_nodes_of_its_children(tmp_path: Path) -> None:
@@ -765,7 +775,7 @@ def test_a_node_has_the_length_that_its_parent_says() -> None:
     manifest = _sealed(MANIFEST_MAGIC, _manifest_body(len(node) + 1, 0))
 
     with pytest.raises(CorruptCheckpointError, match="cut short after 39 bytes"):
-        decode_database(manifest, lambda place: node)
+        _decode_database(manifest, lambda place: node)
 
 
 def test_versions_are_in_order() -> None:
@@ -778,7 +788,7 @@ def test_versions_are_in_order() -> None:
     for generations, message in ((b"\1\2", "begins with"), (b"\2\2", "out of order")):
         versions = b"\2" + generations + columns + b"\0"
         with pytest.raises(CorruptCheckpointError, match=message):
-            decode_database(
+            _decode_database(
                 _sealed(MANIFEST_MAGIC, body[:start] + versions), lambda place: b""
             )
 
@@ -821,7 +831,7 @@ def test_hostile_bytes_under_right_checksums(
     nodes = {0: leaf, 1: root}
 
     try:
-        decoded = decode_database(
+        decoded = _decode_database(
             manifest,
             lambda place: nodes.get(place.offset_bytes, b""),
             limit_bytes=1 << 20,
@@ -844,7 +854,7 @@ def test_a_tree_that_repeats_itself_is_refused() -> None:
     manifest = _sealed(MANIFEST_MAGIC, _manifest_body(len(nodes[100]), 100))
 
     with pytest.raises(CorruptCheckpointError, match="memory"):
-        decode_database(
+        _decode_database(
             manifest, lambda place: nodes[place.offset_bytes], limit_bytes=1 << 24
         )
 
@@ -856,7 +866,7 @@ def test_height_falls_with_every_level() -> None:
     manifest = _sealed(MANIFEST_MAGIC, _manifest_body(length, 2))
 
     with pytest.raises(CorruptCheckpointError, match="height 2 where 1 was promised"):
-        decode_database(manifest, lambda place: node)
+        _decode_database(manifest, lambda place: node)
 
 
 _LIMIT_BYTES = 1 << 22
@@ -902,7 +912,7 @@ def test_nothing_beyond_the_limit_is_read() -> None:
         raise AssertionError(f"asked for {place}")
 
     with pytest.raises(CorruptCheckpointError, match="memory"):
-        decode_database(manifest, read)
+        _decode_database(manifest, read)
 
 
 def test_a_later_format_is_left_to_later_readers() -> None:
@@ -925,4 +935,4 @@ def test_errors_of_the_reader_are_passed_on() -> None:
         raise FileNotFoundError(place.path)
 
     with pytest.raises(FileNotFoundError, match=_NODE_PATH):
-        decode_database(manifest, read)
+        _decode_database(manifest, read)

@@ -1,8 +1,7 @@
 """The bytes of a database → keys, values and references; `_ocdbt` has the form.
 
 Nothing is believed: magic, lengths, checksums and bounds are compared, and memory is
-counted before it is taken.  The tests hold what we write against it; TensorStore is the
-reader of what others wrote.
+counted before it is taken.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,21 +34,15 @@ _NODE_COST_BYTES = 4096
 _ENTRY_COST_BYTES = 256
 
 
-def decode_database(
-    manifest: bytes,
-    read: Callable[[Reference], bytes],
-    *,
-    limit_bytes: int = 1 << 31,
-) -> dict[str, bytes | Reference]:
-    """Returns every key, in order, of the newest version of a database.
+class DatabaseDecoder:
+    """Decodes the newest version of a database, one node after the other.
 
-    Nothing in the bytes is believed before it is checked: whatever they are, the
-    outcome is a database or one of the errors below, in bounded memory.
+    Whoever uses it brings the bytes: it says which node it wants, until there is none.
+    Nothing in them is believed before it is checked: whatever they are, the outcome is
+    a database or one of the errors below, in bounded memory.
 
     Args:
         manifest: The bytes of `manifest.ocdbt`.
-        read: Returns the bytes of a node; called once per node, never for more than
-            `limit_bytes`.  What it raises is passed on.
         limit_bytes: About how much memory the result may take.  The default is enough
             for two million arrays.
 
@@ -58,26 +51,44 @@ def decode_database(
         InvalidLayoutError: A form of the database that is not read here: a numbered
             manifest, or a later version of the format.
     """
-    allowance = _Allowance(limit_bytes)
-    root = _decode_manifest(manifest, allowance)
-    entries: dict[str, bytes | Reference] = {}
-    pending = [] if root is None else [root]
-    previous: bytes | None = None
-    while pending:
-        place = pending.pop()
-        node = _open_node(place, read, allowance)
+
+    def __init__(self, manifest: bytes, *, limit_bytes: int = 1 << 31) -> None:
+        self._allowance = _Allowance(limit_bytes)
+        root = _decode_manifest(manifest, self._allowance)
+        self._pending = [] if root is None else [root]
+        self._previous: bytes | None = None
+        self.entries: dict[str, bytes | Reference] = {}
+        """Every key of the nodes so far, in order."""
+        self.wanted = self._next()
+        """The node that is to be brought; None: the database is complete."""
+
+    def add(self, data: bytes) -> None:
+        """Takes the bytes of the node that is wanted.
+
+        Raises:
+            CorruptCheckpointError, InvalidLayoutError: See above.
+        """
+        place = self._pending.pop()
+        node = _open_node(place, data, self._allowance)
         height = node.byte()
         if height != place.height:
             raise node.damage(f"height {height} where {place.height} was promised")
         if height:
-            pending += reversed(_decode_interior(node, place))
-            continue
-        for key, value in _decode_leaf(node, place):
-            if previous is not None and key <= previous:
-                raise node.damage("keys are out of order")
-            entries[node.text(key, "key")] = value
-            previous = key
-    return entries
+            self._pending += reversed(_decode_interior(node, place))
+        else:
+            for key, value in _decode_leaf(node, place):
+                if self._previous is not None and key <= self._previous:
+                    raise node.damage("keys are out of order")
+                self.entries[node.text(key, "key")] = value
+                self._previous = key
+        self.wanted = self._next()
+
+    def _next(self) -> Reference | None:
+        if not self._pending:
+            return None
+        reference = self._pending[-1].reference
+        self._allowance.take(_NODE_COST_BYTES + reference.length_bytes)
+        return reference
 
 
 class _Allowance:
@@ -272,16 +283,12 @@ def _decompress(body: _Body, frame: memoryview) -> bytes:
     return out.getvalue()
 
 
-def _open_node(
-    place: _Place, read: Callable[[Reference], bytes], allowance: _Allowance
-) -> _Body:
+def _open_node(place: _Place, data: bytes, allowance: _Allowance) -> _Body:
     reference = place.reference
-    allowance.take(_NODE_COST_BYTES + reference.length_bytes)
     name = (
         f"the index node at byte {reference.offset_bytes} of {reference.path!r} "
         f"({reference.length_bytes} bytes)"
     )
-    data = read(reference)
     if len(data) != reference.length_bytes:
         raise CorruptCheckpointError(f"{name} is cut short after {len(data)} bytes")
     return _open_envelope(name, NODE_MAGIC, data, allowance)
