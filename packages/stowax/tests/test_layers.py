@@ -51,6 +51,8 @@ LAYERS = {
     "_codecs": 3,
     "_plan": 3,
     # movers
+    "_database_index": 4,
+    "_database_source": 4,
     "_digest": 4,
     "_engine_read": 4,
     "_engine_write": 4,

@@ -52,13 +52,13 @@ def _leaf(name, kind="np.ndarray", **facts):
     return LeafEntry((Key("key", name),), name, LeafForm(kind=kind, **facts))
 
 
-def _source(directory, leaves, *, use_ocdbt=True, use_zarr3=True, fill=True):
+def _source(directory, leaves, *, use_ocdbt=True, use_zarr3=True, fills_missing=False):
     return TensorStoreSource(
         directory,
         leaves,
         use_ocdbt=use_ocdbt,
         use_zarr3=use_zarr3,
-        stores_fill_value=fill,
+        fills_missing=fills_missing,
     )
 
 
@@ -187,7 +187,7 @@ def test_missing_chunk_is_zeros_where_none_were_written(tmp_path):
     _write(tmp_path, {"w": np.array([1, 2, 3, 0, 0, 0])}, **how)
     assert not (tmp_path / "w/c/1").exists()
 
-    (read,) = _read(tmp_path, [("w", None)], **how, fill=False)
+    (read,) = _read(tmp_path, [("w", None)], **how, fills_missing=True)
 
     assert read.tolist() == [1, 2, 3, 0, 0, 0]
 

@@ -14,7 +14,6 @@ import os
 import pathlib
 import re
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import tensorstore as ts
@@ -23,9 +22,8 @@ from stowax._box import whole
 from stowax._budget import Scratch
 from stowax._codecs._zarr_read import (
     DOCUMENT_NAMES,
-    ArrayFacts,
+    Describer,
     ZarrVersion,
-    decode_array_document,
 )
 from stowax._formats._base import ReadRequest
 from stowax._keypath import array_prefix
@@ -62,7 +60,8 @@ with no such word, mean content that is missing or makes no sense."""
 class TensorStoreSource:
     """The arrays of one item: described by their documents, opened when they are read.
 
-    `array_facts` comes first; `read` then answers requests by position of the leaf.
+    `read` answers requests by position of the leaf.  Unless the leaves are described
+    already, `array_facts` comes first.
     """
 
     def __init__(
@@ -72,7 +71,6 @@ class TensorStoreSource:
         *,
         use_ocdbt: bool,
         use_zarr3: bool,
-        stores_fill_value: bool,
         fills_missing: bool = False,
     ) -> None:
         """Opens nothing yet.
@@ -82,21 +80,22 @@ class TensorStoreSource:
             leaves: All leaves of the item; strings are passed over.
             use_ocdbt: Arrays lie in one database, and not as directories of files.
             use_zarr3: They are zarr3, and not zarr2.
-            stores_fill_value: Every chunk was written.  Otherwise a chunk of zarr3
-                that is missing was full of zeros (zarr2 never left one out).
-            fills_missing: A chunk that is missing is zeros in any case.
+            fills_missing: A chunk that is missing has the fill value of its array;
+                otherwise it is damage.
         """
         self._directory = directory
         self._leaves = tuple(leaves)
         self._use_ocdbt = use_ocdbt
         self._version: ZarrVersion = 3 if use_zarr3 else 2
-        self._fills_missing = fills_missing or (use_zarr3 and not stores_fill_value)
+        self._fills_missing = fills_missing
         # A context of its own: nothing that was cached for another item, or for an
         # older checkpoint at the same path, is ever seen.
         self._context = ts.Context(
             {"cache_pool#database": {"total_bytes_limit": _DATABASE_CACHE_BYTES}}
         )
         self._arrays: dict[int, ts.TensorStore] = {}
+        self._is_checked = False
+        """Whether all files of the database are files; see `_check_files_below`."""
 
     async def array_facts(self) -> tuple[LeafEntry, ...]:
         """Returns the leaves with dtype, shape and chunk shape; opens no array.
@@ -118,6 +117,9 @@ class TensorStoreSource:
             InvalidLayoutError: TensorStore cannot read its codec.
             OSError: The system failed.
         """
+        if self._use_ocdbt and not self._is_checked:
+            await on_worker(_check_files_below, self._directory)
+            self._is_checked = True
         wanted = {request.leaf for request in requests} - self._arrays.keys()
         gate = asyncio.Semaphore(_CONCURRENT_OPENS)
         await run_all(self._open(position, gate) for position in sorted(wanted))
@@ -136,6 +138,7 @@ class TensorStoreSource:
         name = DOCUMENT_NAMES[self._version]
         if self._use_ocdbt:
             _check_files_below(self._directory)
+            self._is_checked = True
         else:
             for prefix in prefixes:
                 _check_file(self._directory / prefix / name)
@@ -143,8 +146,9 @@ class TensorStoreSource:
             documents = ts.KvStore.open(self._kvstore(""), context=self._context)
             store = documents.result()
         reads = [store.read(f"{array_prefix(prefix)}{name}") for prefix in prefixes]
+        describer = Describer(self._version)
         found = (
-            self._with_document(leaf, read)
+            self._with_document(leaf, read, describer)
             for leaf, read in zip(arrays, reads, strict=True)
         )
         return tuple(
@@ -152,20 +156,15 @@ class TensorStoreSource:
         )
 
     def _with_document(
-        self, leaf: LeafEntry, read: ts.Future[ts.KvStore.ReadResult]
+        self,
+        leaf: LeafEntry,
+        read: ts.Future[ts.KvStore.ReadResult],
+        describer: Describer,
     ) -> LeafEntry:
         with self._at(leaf):
             result = read.result()
-        place = self._place(leaf)
-        if result.state != "value":
-            raise CorruptCheckpointError(f"{place}: its array is missing")
-        try:
-            facts = decode_array_document(bytes(result.value), self._version)
-        except CorruptCheckpointError as error:
-            raise CorruptCheckpointError(f"{place}: {error}") from error
-        except InvalidLayoutError as error:
-            raise InvalidLayoutError(f"{place}: {error}") from error
-        return _with_facts(leaf, facts, place)
+        data = bytes(result.value) if result.state == "value" else None
+        return describer.describe(leaf, data, self._place(leaf))
 
     async def _open(self, position: int, gate: asyncio.Semaphore) -> None:
         leaf = self._leaves[position]
@@ -271,23 +270,6 @@ def _check_files_below(directory: pathlib.Path) -> None:
 def _check_file(path: pathlib.Path) -> None:
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise no_file(str(path))
-
-
-def _with_facts(leaf: LeafEntry, facts: ArrayFacts, place: str) -> LeafEntry:
-    """The leaf with what its array says, if they fit together."""
-    if leaf.form.kind == "scalar" and facts.shape:
-        raise CorruptCheckpointError(
-            f"{place}: a scalar is stored with shape {facts.shape}."
-        )
-    if leaf.form.prng_impl is not None and (facts.dtype != "uint32" or not facts.shape):
-        raise CorruptCheckpointError(
-            f"{place}: the data of PRNG keys is stored as {facts.dtype}"
-            f"{list(facts.shape)}, expected uint32[…, n]."
-        )
-    form = replace(
-        leaf.form, dtype=facts.dtype, shape=facts.shape, chunk_shape=facts.chunk_shape
-    )
-    return leaf._replace(form=form)
 
 
 async def _finish(future: ts.Future[_T]) -> _T:

@@ -210,11 +210,11 @@ def test_missing_database_is_named(checkpoint):
 
 
 def test_arrays_need_a_directory():
-    """What Orbax wrote into a store without directories is refused, strings are not."""
-    for case, name in (("v1_basic", "state"), ("v1_only_strings", "state")):
+    """What only TensorStore can read is refused in a store without directories."""
+    for case in ("v1_basic", "v1_only_strings", "v1_zarr3_files"):
         store = MemoryStore()
-        _copy_into(store, GOLDEN / case / "checkpoint" / name)
-        if case == "v1_only_strings":
+        _copy_into(store, GOLDEN / case / "checkpoint/state")
+        if case != "v1_zarr3_files":
             assert _open_tree("/item", store=store).manifest.leaves
         else:
             with pytest.raises(InvalidLayoutError, match="file system"):

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, final
 
 import zstandard
 
-__all__ = ["CODECS", "Codec"]
+__all__ = ["CODECS", "Codec", "fill_from"]
 
 
 class Codec(Protocol):
@@ -79,15 +79,7 @@ class Zstd:
         if frame.content_size != out.nbytes:
             raise ValueError(f"{out.nbytes} bytes expected, {frame.content_size} found")
         decompressor = zstandard.ZstdDecompressor(max_window_size=self._WINDOW_BYTES)
-        reader = decompressor.stream_reader(stored)
-        filled_bytes = 0
-        while filled_bytes < out.nbytes:
-            count = reader.readinto(out[filled_bytes:])
-            if not count:
-                raise ValueError(f"it ends after {filled_bytes} of {out.nbytes} bytes")
-            filled_bytes += count
-        if reader.read(1):
-            raise ValueError(f"it goes on after {out.nbytes} bytes")
+        fill_from(decompressor.stream_reader(stored), out)
 
     def stored_bytes(self, size_bytes: int) -> tuple[int, int]:
         least = -(-size_bytes // self._MOST_PER_BYTE)
@@ -96,3 +88,19 @@ class Zstd:
 
 CODECS: Final[Mapping[str, Codec]] = {"zstd": Zstd()}
 """By the name that manifests use."""
+
+
+def fill_from(reader: zstandard.ZstdDecompressionReader, out: memoryview) -> None:
+    """Fills `out` with what comes out of a reader.
+
+    Raises:
+        ValueError: It is less, or more.
+    """
+    filled_bytes = 0
+    while filled_bytes < out.nbytes:
+        count = reader.readinto(out[filled_bytes:])
+        if not count:
+            raise ValueError(f"it ends after {filled_bytes} of {out.nbytes} bytes")
+        filled_bytes += count
+    if reader.read(1):
+        raise ValueError(f"it goes on after {out.nbytes} bytes")

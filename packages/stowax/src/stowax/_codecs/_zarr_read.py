@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from stowax._codecs._zarr import check_extents, dtype_from_name, dtype_name
+from stowax._manifest import LeafEntry, LeafForm
 from stowax.errors import (
     CorruptCheckpointError,
     InvalidLayoutError,
@@ -74,6 +75,61 @@ def decode_array_document(data: bytes, version: ZarrVersion) -> ArrayFacts:
         shape=shape,
         chunk_shape=tuple(max(1, extent) for extent in chunk_shape),
     )
+
+
+class Describer:
+    """Says what leaves are, by the documents of their arrays.
+
+    Leaves that are alike share one form before, and do so afterwards.
+
+    Args:
+        version: Of zarr.
+    """
+
+    def __init__(self, version: ZarrVersion) -> None:
+        self._version: ZarrVersion = version
+        self._known: dict[tuple[int, bytes], tuple[LeafForm, LeafForm]] = {}
+        """What each form became with a document; both, so that its id stays its own."""
+
+    def describe(self, leaf: LeafEntry, data: bytes | None, place: str) -> LeafEntry:
+        """A leaf with what the document of its array says.
+
+        Args:
+            leaf: As the documents of the tree have it.
+            data: The document; None if there is none.
+            place: What messages call the leaf.
+
+        Raises:
+            CorruptCheckpointError: It is missing, no such document, or not of such a
+                leaf.
+            InvalidLayoutError: Arrays of its dtype cannot be loaded.
+        """
+        if data is None:
+            raise CorruptCheckpointError(f"{place}: its array is missing")
+        key = id(leaf.form), data
+        if key not in self._known:
+            self._known[key] = leaf.form, self._completed(leaf.form, data, place)
+        return leaf._replace(form=self._known[key][1])
+
+    def _completed(self, form: LeafForm, data: bytes, place: str) -> LeafForm:
+        try:
+            facts = decode_array_document(data, self._version)
+        except CorruptCheckpointError as error:
+            raise CorruptCheckpointError(f"{place}: {error}") from error
+        except InvalidLayoutError as error:
+            raise InvalidLayoutError(f"{place}: {error}") from error
+        if form.kind == "scalar" and facts.shape:
+            raise CorruptCheckpointError(
+                f"{place}: a scalar is stored with shape {facts.shape}."
+            )
+        if form.prng_impl is not None and (facts.dtype != "uint32" or not facts.shape):
+            raise CorruptCheckpointError(
+                f"{place}: the data of PRNG keys is stored as {facts.dtype}"
+                f"{list(facts.shape)}, expected uint32[…, n]."
+            )
+        return replace(
+            form, dtype=facts.dtype, shape=facts.shape, chunk_shape=facts.chunk_shape
+        )
 
 
 def _chunks(document: Mapping[str, Any], version: ZarrVersion) -> Any:

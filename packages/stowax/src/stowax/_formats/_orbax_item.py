@@ -1,15 +1,18 @@
 """What both arrangements of Orbax have in common: tree items and documents at the root.
 
-The documents come through the store; the arrays of an item come through TensorStore,
-which needs a real directory.
+The documents come through the store, and so do the arrays of an item if they lie in a
+database whose index can be read here.  All others come through TensorStore, which needs
+a real directory.
 """
 
 from __future__ import annotations
 
-import pathlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from stowax._database_index import DATABASE
+from stowax._database_source import open_database
 from stowax._formats._base import ITEM_DOCUMENT, RESERVED_NAMES, TreeItem
 from stowax._formats._orbax_json import (
     ARRAYS_DIRECTORY,
@@ -26,16 +29,16 @@ from stowax._formats._orbax_json import (
     decode_root,
 )
 from stowax._formats._orbax_tree_read import decode_documents
-from stowax._manifest import Manifest
+from stowax._manifest import LeafEntry
 from stowax._runtime import on_worker
 from stowax._stores._base import Entry, Store, read_bytes
-from stowax._tensorstore import TensorStoreSource
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
+
+if TYPE_CHECKING:
+    from stowax._tensorstore import TensorStoreSource
 
 AGGREGATE_DOCUMENT = "checkpoint"
 """The whole tree as msgpack: all there was before 2024."""
-
-_DATABASE = "manifest.ocdbt"
 
 
 async def open_tree(
@@ -90,31 +93,53 @@ async def open_tree(
             "`Context(integrity=IntegrityOptions(verify=False))`."
         )
 
-    use_ocdbt = _DATABASE in names if said.use_ocdbt is None else said.use_ocdbt
+    use_ocdbt = DATABASE in names if said.use_ocdbt is None else said.use_ocdbt
+    has_arrays = any(leaf.form.kind != "string" for leaf in said.manifest.leaves)
+    if has_arrays and use_ocdbt and DATABASE not in names:
+        raise CorruptCheckpointError(
+            f"{path}: {DATABASE}, the table of contents of its arrays, is missing"
+            + _found(entries)
+        )
+    # zarr2 never left a chunk out.
+    fills_missing |= said.use_zarr3 and not said.stores_fill_value
     directory = store.local_path(path)
-    if any(leaf.form.kind != "string" for leaf in said.manifest.leaves):
-        if use_ocdbt and _DATABASE not in names:
-            raise CorruptCheckpointError(
-                f"{path}: {_DATABASE}, the table of contents of its arrays, is missing"
-                + _found(entries)
-            )
+
+    def by_tensorstore(leaves: Sequence[LeafEntry]) -> TensorStoreSource:
+        # Here and not above: most loads never need it, and its import takes a while.
+        from stowax._tensorstore import TensorStoreSource
+
         if directory is None:
             raise InvalidLayoutError(
-                f"{path} was written by Orbax and lies in {store.description}; its "
-                "arrays can be read from a directory of a file system only."
+                f"{path} was written by Orbax and lies in {store.description}; "
+                "its arrays, or some of them, are in a form that can be read from a "
+                "directory of a file system only."
             )
-    source = TensorStoreSource(
-        directory or pathlib.Path(path),
-        said.manifest.leaves,
-        use_ocdbt=use_ocdbt,
-        use_zarr3=said.use_zarr3,
-        stores_fill_value=said.stores_fill_value,
-        fills_missing=fills_missing,
-    )
-    leaves = await source.array_facts()
+        return TensorStoreSource(
+            directory,
+            leaves,
+            use_ocdbt=use_ocdbt,
+            use_zarr3=said.use_zarr3,
+            fills_missing=fills_missing,
+        )
+
+    source = None
+    if use_ocdbt or not has_arrays:
+        source = await open_database(
+            store,
+            path,
+            said.manifest,
+            use_zarr3=said.use_zarr3,
+            fills_missing=fills_missing,
+            others=by_tensorstore,
+        )
+    if source is not None:
+        manifest = source.manifest
+    else:
+        source = by_tensorstore(said.manifest.leaves)
+        manifest = replace(said.manifest, leaves=await source.array_facts())
     return TreeItem(
         path=path,
-        manifest=Manifest(root=said.manifest.root, leaves=leaves),
+        manifest=manifest,
         source=source,
         custom_metadata=said.custom_metadata,
     )

@@ -40,6 +40,7 @@ from stowax._keypath import (
     walk,
 )
 from stowax._manifest import LeafEntry, LeafForm, LeafKind, Manifest
+from stowax._uncollected import uncollected
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
 
 _EMPTY_KINDS: Mapping[str, Kind] = {
@@ -74,6 +75,7 @@ class TreeDocuments:
     """File name of the integrity manifest that belongs to the item."""
 
 
+@uncollected()
 def decode_documents(
     documents: Mapping[str, bytes], *, path: str, rich_types: bool = False
 ) -> TreeDocuments:
@@ -97,6 +99,7 @@ def decode_documents(
 
     nodes: list[tuple[KeyPath, Node]] = []
     leaves: list[LeafEntry] = []
+    forms: dict[tuple[Any, ...], LeafForm] = {}
     for label, recorded_path, value in _entries(document, where):
         name = ".".join(text for text, _ in recorded_path)
         key_path = _key_path(recorded_path, f"{where}, entry {label}")
@@ -120,14 +123,20 @@ def decode_documents(
                 "handler of its own, or is a placeholder without a value."
             )
         nodes.append((key_path, Node(kind="leaf", leaf=len(leaves))))
-        form = LeafForm(
-            kind=_LEAF_KINDS[value_type],
-            write_shape=_shape(value, "write_shape", f"{where}, leaf {name!r}"),
-        )
-        if form.kind == "string":
-            form = replace(form, text=look_up(strings, name, path))
-        elif form.kind == "jax.Array":
-            form = _with_facts(form, facts.get(name), shardings.get(name))
+        kind = _LEAF_KINDS[value_type]
+        if kind == "string":
+            form = LeafForm(kind=kind, text=look_up(strings, name, path))
+        else:
+            write_shape = _shape(value, "write_shape", f"{where}, leaf {name!r}")
+            fact = sharding = None
+            if kind == "jax.Array":
+                fact, sharding = facts.get(name), shardings.get(name)
+            # Leaves that are alike share one form, as they do one sharding.
+            alike = (kind, write_shape, *(fact or {}).values(), id(sharding))
+            form = forms.get(alike)
+            if form is None:
+                form = LeafForm(kind=kind, write_shape=write_shape)
+                form = forms[alike] = _with_facts(form, fact, sharding)
         leaves.append(LeafEntry(key_path, name, form))
     manifest = _manifest(nodes, leaves, where)
     if rich_types and (rich := document.get(RICH_KEY)) is not None:
