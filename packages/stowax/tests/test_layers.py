@@ -30,6 +30,7 @@ LAYERS = {
     "_caller": 1,
     "_context": 1,
     "_custom_metadata": 1,
+    "_damage": 1,
     "_keypath": 1,
     "_manifest": 1,
     "_metadata": 1,
@@ -71,8 +72,8 @@ LAYERS = {
     "_item_target": 6,
     "_item_types": 6,
     "_item_write": 6,
+    "_item_verify": 6,
     "_operation": 6,
-    "_verify": 6,
     # who saves what
     "_handlers": 7,
     # operations
@@ -86,6 +87,7 @@ LAYERS = {
     "_opened": 8,
     "_preview": 8,
     "_save": 8,
+    "_verify": 8,
     # faces
     "adapters": 9,
     "arrays": 9,

@@ -9,6 +9,7 @@ background; from one process or many; onto any mesh.  The names are those of Orb
     load_checkpointables(_async)                 several parts, one atomic checkpoint
     metadata, checkpointables_metadata           what is stored, without loading it
     preview_load, load_leaf                      what a load would do; one leaf alone
+    verify                                       whether every byte is as it was saved
     Context, options                             how all of these behave
     training.Checkpointer                        the steps of a training run
     handlers, adapters, arrays, tree, path, multihost, errors
@@ -24,6 +25,8 @@ from stowax import path as path
 from stowax import training as training
 from stowax import tree as tree
 from stowax._context import Context as Context
+from stowax._damage import Damage as Damage
+from stowax._damage import VerifyReport as VerifyReport
 from stowax._delete import delete as delete
 from stowax._delete import delete_async as delete_async
 from stowax._deprecated import load_pytree as load_pytree
@@ -52,6 +55,7 @@ from stowax._save import save as save
 from stowax._save import save_async as save_async
 from stowax._save import save_checkpointables as save_checkpointables
 from stowax._save import save_checkpointables_async as save_checkpointables_async
+from stowax._verify import verify as verify
 from stowax.handlers import AbstractCheckpointable as AbstractCheckpointable
 from stowax.handlers import Checkpointable as Checkpointable
 from stowax.tree import PLACEHOLDER as PLACEHOLDER
@@ -64,12 +68,14 @@ __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
     "Checkpointable",
     "CheckpointableHandler",
     "Context",
+    "Damage",
     "LeafPreview",
     "LoadPreview",
     "OpaqueCheckpointable",
     "PLACEHOLDER",
     "PyTreeMetadata",
     "StatefulCheckpointable",
+    "VerifyReport",
     "adapters",
     "arrays",
     "checkpointables_metadata",
@@ -99,6 +105,7 @@ __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
     "save_pytree_async",
     "training",
     "tree",
+    "verify",
 ]
 
 _claim(globals())

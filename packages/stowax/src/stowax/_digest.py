@@ -22,12 +22,15 @@ async def read_pieces(store: Store, path: str) -> AsyncGenerator[memoryview]:
 
     Raises:
         FileNotFoundError: No file is at the path.
-        CorruptCheckpointError: The file shrank meanwhile.
+        CorruptCheckpointError: It is no file, or shrank meanwhile.
     """
     entry = await store.stat(path)
     if entry is None:
         raise missing(path)
     buffer = memoryview(bytearray(min(entry.size_bytes, PIECE_BYTES)))
+    if not buffer:
+        # A directory or a pipe looks empty, too; only a read tells.
+        await store.read_into(path, 0, buffer)
     for offset_bytes in range(0, entry.size_bytes, PIECE_BYTES):
         piece = buffer[: entry.size_bytes - offset_bytes]
         await store.read_into(path, offset_bytes, piece)
@@ -39,7 +42,7 @@ async def digest_file(store: Store, path: str) -> Digest:
 
     Raises:
         FileNotFoundError: No file is at the path.
-        CorruptCheckpointError: The file shrank meanwhile.
+        CorruptCheckpointError: It is no file, or shrank meanwhile.
     """
     sum_, size_bytes = hashlib.sha256(), 0
     async for piece in read_pieces(store, path):

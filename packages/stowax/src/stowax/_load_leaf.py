@@ -71,7 +71,7 @@ def load_leaf(
 
     async def read_leaf(tree: NamedTree) -> Any:
         leaves = tree.item.manifest.leaves
-        position = _find(leaves, name, tree.item.path)
+        position = find_leaf(leaves, name, tree.item.path)
         path, form = leaves[position].path, leaves[position].form
         fit = _fit(tree, name, form, index, target, settings)
         if fit.plan is None:
@@ -133,7 +133,12 @@ def _check_name(name: Any) -> None:
         )
 
 
-def _find(leaves: Sequence[LeafEntry], name: str, path: str) -> int:
+def find_leaf(leaves: Sequence[LeafEntry], name: str, path: str) -> int:
+    """Position of the leaf of a name.
+
+    Raises:
+        LeafNotFoundError: The tree has none; proposes near names.
+    """
     for position, entry in enumerate(leaves):
         if entry.name == name:
             return position

@@ -85,6 +85,21 @@ async def unless_replaced(
 ) -> T:
     """Opens a checkpoint and reads it; again, if it has been replaced meanwhile.
 
+    Raises:
+        Exception: Whatever went wrong in a checkpoint that stayed where it was.
+    """
+
+    async def attempt() -> T:
+        return await read(*await open_for_reading(location, settings))
+
+    return await again_if_replaced(location, settings, attempt)
+
+
+async def again_if_replaced(
+    location: str, settings: Settings, attempt: Callable[[], Coroutine[Any, Any, T]]
+) -> T:
+    """Reads in a checkpoint; again, if it has been replaced meanwhile.
+
     Files are found by their paths, so a load that overlaps with `overwrite=True` may
     meet files of both checkpoints. Checksums tell, and so does the seal, which no two
     checkpoints have in common.
@@ -96,7 +111,7 @@ async def unless_replaced(
         entering("opening it")
         before = await _seal(location, settings)
         try:
-            result = await read(*await open_for_reading(location, settings))
+            result = await attempt()
         except (CorruptCheckpointError, InvalidLayoutError, OSError):
             if await _seal(location, settings) == before:
                 raise
@@ -104,8 +119,8 @@ async def unless_replaced(
         if settings.verify or await _seal(location, settings) == before:
             return result
     raise CorruptCheckpointError(
-        f"{location} was replaced {_ATTEMPT_COUNT} times while it was being loaded; "
-        "load it when nobody is saving to the same path"
+        f"{location} was replaced {_ATTEMPT_COUNT} times while it was being read; "
+        "do it when nobody is saving to the same path"
     )
 
 

@@ -24,6 +24,8 @@ handle the other:
     │   ├── LeafNotFoundError        (KeyError)
     │   └── LeafIndexError           (IndexError)
     ├── CorruptCheckpointError       (ValueError)
+    │   └── DamageError
+    ├── NoChecksumsError             (ValueError)
     ├── HandlerError                 (ValueError)
     │   └── HandlerNotFoundError     (KeyError)
     ├── SaveError                    (RuntimeError)
@@ -46,6 +48,7 @@ full disk) and what a user's own code raises is passed on as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = [
     "BackgroundSaveError",
@@ -55,6 +58,7 @@ __all__ = [
     "ContextInUseError",
     "ContextNotActiveError",
     "CorruptCheckpointError",
+    "DamageError",
     "DeadlineError",
     "DeletedArrayError",
     "HandlerError",
@@ -67,6 +71,7 @@ __all__ = [
     "KeyPathCollisionError",
     "LeafIndexError",
     "LeafNotFoundError",
+    "NoChecksumsError",
     "NotADirectoryLayoutError",
     "PeerFailedError",
     "ProcessesError",
@@ -191,6 +196,25 @@ class LeafIndexError(TreeError, IndexError):
 
 class CorruptCheckpointError(StowaxError, ValueError):
     """Bytes on disk are not the bytes that were saved."""
+
+
+class DamageError(CorruptCheckpointError):
+    """What `stowax.verify` found: every damaged place at once.
+
+    Attributes:
+        report: All of it, a `stowax.VerifyReport`.
+    """
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class NoChecksumsError(StowaxError, ValueError):
+    """Nobody recorded what the bytes of a checkpoint have to be, as in those of Orbax.
+
+    It may be whole or damaged; nothing here can tell.
+    """
 
 
 class HandlerError(StowaxError, ValueError):

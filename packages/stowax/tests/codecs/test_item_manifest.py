@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_trees import trees
 
-from stowax._codecs._checksum import seal, unseal
+from stowax._codecs._checksum import BLOCK_BYTES, seal, unseal
 from stowax._codecs._item_manifest import (
     ItemRoot,
     decode_digests,
@@ -95,16 +95,21 @@ def roots(draw):
 def tables(draw):
     """Tables of any rows."""
     files = draw(st.lists(st.tuples(st.text("ab/é"), st.just(1 << 40)), min_size=1))
-    number = st.integers(0, 1 << 32)
+    sums = st.lists(st.integers(0, (1 << 32) - 1), min_size=1, max_size=4)
     rows = st.tuples(
         st.integers(0, (1 << 32) - 1),
         st.integers(0, len(files) - 1),
         st.integers(0, (1 << 64) - 1),
-        number,
-        number,
-        st.lists(st.integers(0, (1 << 32) - 1), min_size=1, max_size=4),
+        st.integers(0, 1 << 32),
+        st.integers(1, BLOCK_BYTES),
+        sums,
     )
-    return files, draw(st.lists(rows, max_size=5))
+    return files, [
+        (leaf, file, chunk, offset, (len(sums) - 1) * BLOCK_BYTES + last_bytes, sums)
+        for leaf, file, chunk, offset, last_bytes, sums in draw(
+            st.lists(rows, max_size=5)
+        )
+    ]
 
 
 def same(first, second):
@@ -264,10 +269,11 @@ def test_other_documents():
         (0, 0, 0, 1 << 63, 16, [1]),
         (0, 0, 0, 0, (1 << 64) - 1, [1]),
         (0, 0, 0, 0, 16, []),
+        (0, 0, 0, 0, 16, [1, 2]),
     ],
 )
 def test_rows_that_point_outside(row):
-    """A row outside its file, or without a checksum, is refused."""
+    """A row outside its file, or without one checksum for each MiB, is refused."""
     part = encode_part(build_table([("d/data-0", 100)], [row]))
 
     with pytest.raises(CorruptCheckpointError, match="outside"):

@@ -29,7 +29,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from stowax._codecs._checksum import crc32c, seal_text, unseal
+from stowax._codecs._checksum import BLOCK_BYTES, crc32c, seal_text, unseal
 from stowax._codecs._compression import CODECS
 from stowax._keypath import KeyPath, Node, from_json, to_json
 from stowax._manifest import (
@@ -242,7 +242,7 @@ def decode_part(data: bytes) -> ChunkTable:
 
 
 def _check_table(table: ChunkTable) -> None:
-    """Refuses rows that point outside their file or their sums."""
+    """Refuses rows that point outside their file, or have not a sum for each MiB."""
     if len(table) == 0:
         return
     sizes = np.array(table.file_size_bytes, np.uint64)
@@ -253,8 +253,12 @@ def _check_table(table: ChunkTable) -> None:
             table.length_bytes <= size - np.minimum(table.offset_bytes, size)
         )
     counts = np.diff(table.sum_ends.astype(np.int64), prepend=0)
-    if not inside.all() or (counts < 1).any() or table.sum_ends[-1] != len(table.sums):
-        raise CorruptCheckpointError("the chunk table points outside its files")
+    blocks = table.length_bytes // BLOCK_BYTES + (table.length_bytes % BLOCK_BYTES > 0)
+    is_summed = (counts == np.maximum(blocks, 1).astype(np.int64)).all()
+    if not inside.all() or not is_summed or table.sum_ends[-1] != len(table.sums):
+        raise CorruptCheckpointError(
+            "the chunk table points outside its files, or has not one sum for each MiB"
+        )
 
 
 def _form_to_json(form: LeafForm) -> dict[str, Any]:

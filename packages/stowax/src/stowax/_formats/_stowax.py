@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,6 +81,39 @@ def encode_seal(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    """What the seal of a checkpoint vouches for; all names are relative to its root."""
+
+    documents: Mapping[str, Digest]
+    manifests: Mapping[str, Digest]
+    guests: Mapping[str, Digest]
+
+    @property
+    def digests(self) -> dict[str, Digest]:
+        """All of them."""
+        return {**self.documents, **self.manifests, **self.guests}
+
+
+def decode_seal(data: bytes) -> Seal:
+    """Reads the seal of a checkpoint.
+
+    Raises:
+        CorruptCheckpointError: A byte is not what was written, or a newer release of
+            this library wrote it. The message names no path; the caller knows it.
+    """
+    document = unseal(data)
+    check_version(document, SEAL)
+    try:
+        return Seal(
+            documents=decode_digests(document["documents"]),
+            manifests=decode_digests(document["manifests"]),
+            guests=decode_digests(document["guests"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptCheckpointError(f"it is no seal: {error}") from error
+
+
 class StowaxFormat:
     """Reads what this library wrote."""
 
@@ -97,16 +131,8 @@ class StowaxFormat:
         """Reads the seal and the metadata at the root."""
         if await store.stat(join(path, ROOT_SEAL)) is None:
             return OpenCheckpoint(path=path, items={"": path})
-        sealed = await _read_sealed(store, join(path, ROOT_SEAL), SEAL)
-        try:
-            documents = decode_digests(sealed["documents"])
-            manifests = decode_digests(sealed["manifests"])
-            guests = decode_digests(sealed["guests"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptCheckpointError(
-                f"{join(path, ROOT_SEAL)} is no seal: {error}. {_ADVICE}"
-            ) from error
-        digests = {**documents, **manifests, **guests}
+        seal = await _read_seal(store, join(path, ROOT_SEAL))
+        digests = seal.digests
         items = _directories(path, [n.split("/")[0] for n in digests if "/" in n])
         if verify:
             # Before the root is looked at: a missing item says more than its digest.
@@ -114,7 +140,7 @@ class StowaxFormat:
         root = await read_document(
             store,
             join(path, _orbax_json.ROOT_DOCUMENT),
-            documents.get(_orbax_json.ROOT_DOCUMENT),
+            seal.documents.get(_orbax_json.ROOT_DOCUMENT),
             verify,
         )
         facts = _orbax_json.decode_root(root, path=path)
@@ -177,7 +203,7 @@ def _tree_item(
     *,
     verify: bool,
 ) -> TreeItem:
-    _check_leaves(root.leaves, tables)
+    check_leaves(root.leaves, tables)
     manifest = Manifest(root=root.root, leaves=root.leaves, chunks=tuple(tables))
     return TreeItem(
         path=path,
@@ -231,14 +257,11 @@ def _directories(path: str, names: Iterable[str]) -> dict[str, str]:
     return {name: join(path, name) for name in sorted(set(names))}
 
 
-async def _read_sealed(store: Store, path: str, kind: str) -> dict[str, Any]:
+async def _read_seal(store: Store, path: str) -> Seal:
     try:
-        data = await read_bytes(store, path)
-        document = await on_worker(unseal, data)
-        check_version(document, kind)
+        return await on_worker(decode_seal, await read_bytes(store, path))
     except CorruptCheckpointError as error:
         raise CorruptCheckpointError(f"{path}: {error}. {_ADVICE}") from error
-    return document
 
 
 async def _read_metrics(
@@ -265,7 +288,7 @@ async def _check_items(store: Store, path: str, items: Mapping[str, str]) -> Non
             )
 
 
-def _check_leaves(leaves: Sequence[LeafEntry], tables: Sequence[ChunkTable]) -> None:
+def check_leaves(leaves: Sequence[LeafEntry], tables: Sequence[ChunkTable]) -> None:
     """Refuses leaves whose shape is not that of the chunks that are stored.
 
     Memory is taken by the shape, so it must not say more than there is, or than could
