@@ -22,6 +22,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from sample_damage import KINDS, Chunk, Subject, put_files, read_files
+from sample_guests import Notes
 from sample_trees import (
     Layer,
     Pair,
@@ -56,28 +57,6 @@ TRIALS = {True: 150, False: 600}
 """Of each checkpoint on disk, and of each in memory; in a soak 100,000 of all."""
 if os.environ.get("STOWAX_SOAK"):
     TRIALS = {True: 1000, False: 4000}
-
-
-class Notes:
-    """A guest that writes a file of its own."""
-
-    def __init__(self, text=""):
-        self.text = text
-
-    async def save(self, directory):
-        text = self.text
-
-        async def write():
-            path = await directory.await_creation()
-            (path / "notes.txt").write_text(text)
-
-        return write()
-
-    async def load(self, directory):
-        async def read():
-            self.text = (directory / "notes.txt").read_text()
-
-        return read()
 
 
 def state(seed):

@@ -78,6 +78,7 @@ OPERATIONS = {
     "metadata": lambda p: stowax.metadata(p / "old"),
     "checkpointables_metadata": lambda p: stowax.checkpointables_metadata(p / "old"),
     "is_orbax_checkpoint": lambda p: stowax.is_orbax_checkpoint(p / "old"),
+    "verify": lambda p: stowax.verify(p / "old"),
     "delete": lambda p: stowax.delete(p / "old"),
 }
 
@@ -166,6 +167,7 @@ class TestLoadSaysWhatItWasDoing:
             ("load_checkpointables", "state"),
             ("load of a tree", "the tree"),
             ("load_leaf", "it"),
+            ("verify", "it"),
         ],
     )
     def test_reading(self, tmp_path, name, what):
@@ -174,7 +176,7 @@ class TestLoadSaysWhatItWasDoing:
 
         with (
             in_context(StuckAtData(), 0.3),
-            pytest.raises(DeadlineError, match=f"while reading {what};"),
+            pytest.raises(DeadlineError, match=f"while (reading|comparing) {what}\\b"),
         ):
             OPERATIONS[name](tmp_path)
 

@@ -301,9 +301,10 @@ class Exchanging(LocalStore):
         lambda path: stowax.checkpointables_metadata(path).custom_metadata,
         lambda path: str(stowax.preview_load(path)),
         lambda path: stowax.load_leaf(path, "n"),
+        lambda path: stowax.verify(path).checkpointables,
         stowax.is_orbax_checkpoint,
     ],
-    ids=["metadata", "all", "custom", "preview", "leaf", "is_checkpoint"],
+    ids=["metadata", "all", "custom", "preview", "leaf", "verify", "is_checkpoint"],
 )
 def test_replaced_while_looking(tmp_path, look, name, count, verify):
     """Facts under an overwrite are those of the old checkpoint or of the new one."""
@@ -329,7 +330,11 @@ def test_replaced_while_looking(tmp_path, look, name, count, verify):
 
 
 @pytest.mark.parametrize(
-    "look", [stowax.metadata, stowax.checkpointables_metadata, stowax.preview_load]
+    "look",
+    [
+        *(stowax.metadata, stowax.checkpointables_metadata),
+        *(stowax.preview_load, stowax.verify),
+    ],
 )
 def test_options_that_a_load_refuses(tmp_path, look):
     """A look is refused where the load would be, with the same words."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _SHOWN = 20
 """Lines in the message of an error; its report has them all."""
@@ -40,7 +40,8 @@ class Damage:
     leaf: str | None = None
     """The leaf that the bytes belong to; None: to no array."""
 
-    index: tuple[slice, ...] | None = None
+    # Slices have no hash before Python 3.12.
+    index: tuple[slice, ...] | None = field(default=None, hash=False)
     """The chunk of the leaf that the bytes belong to, as an index of the array."""
 
     what: str
@@ -100,12 +101,11 @@ class VerifyReport:
 
     def _told(self, shown: tuple[Damage, ...]) -> str:
         count = len(self.damages)
-        found = f"{count} damaged {'place' if count == 1 else 'places'}"
-        compared = (
-            f"{self.file_count} files with {self.checked_bytes} bytes and "
-            f"{self.leaf_count} leaves"
-        )
-        lines = [f"{self.path}: {found if count else 'no damage'} in {compared}"]
+        files, leaves = _some(self.file_count, "file"), _some(self.leaf_count, "leaf")
+        found = _some(count, "damaged place") if count else "no damage"
+        lines = [
+            f"{self.path}: {found} in {files} ({self.checked_bytes} bytes, {leaves})"
+        ]
         lines += [f"  {damage}" for damage in shown]
         if len(shown) < count:
             lines.append(f"  … and {count - len(shown)} more")
@@ -114,3 +114,8 @@ class VerifyReport:
             more = ", …" if len(self.unvouched) > _SHOWN else ""
             lines.append(f"  not vouched for by any record: {names}{more}")
         return "\n".join(lines)
+
+
+def _some(count: int, noun: str) -> str:
+    plural = {"leaf": "leaves"}.get(noun, f"{noun}s")
+    return f"{count} {noun if count == 1 else plural}"

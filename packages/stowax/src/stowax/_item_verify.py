@@ -267,6 +267,7 @@ class Comparison:
         for file, spans in pieces:
             size_bytes = spans[-1].end_bytes - spans[0].begin_bytes
             if len(buffer) < size_bytes:
+                buffer = memoryview(bytearray())  # Gone before there is another.
                 buffer = memoryview(bytearray(size_bytes))
             await self._compare(file, spans, buffer[:size_bytes])
 

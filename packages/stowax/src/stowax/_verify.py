@@ -151,7 +151,7 @@ class _Opened:
     manifests: tuple[str, ...]
     """Those that are there."""
     promised: tuple[str, ...]
-    """Those that are not, although documents name them; told if there are no others."""
+    """Those that are not, although documents of Orbax name them."""
 
     @property
     def is_tree(self) -> bool:
@@ -174,25 +174,21 @@ async def _open(store: Store, location: str) -> _Opened:
     path = await resolve(store, location)
     below = [e.name for e in await store.list(path) if e.is_directory]
     directories = ["", *(f"{name}/" for name in below)]
-    has_seal = await store.stat(join(path, ROOT_SEAL)) is not None
-    manifests = [
-        f"{directory}{MANIFEST}"
-        for directory in directories
-        if await store.stat(f"{path}/{directory}{MANIFEST}") is not None
-    ]
+    manifests: list[str] = []
     promised: list[str] = []
-    if not has_seal and not manifests:
-        promised = [
-            f"{directory}{MANIFEST}"
-            for directory in directories
-            if await _names_manifest(store, f"{path}/{directory}{ITEM_DOCUMENT}")
-        ]
-        if not promised:
-            raise failure or NoChecksumsError(
-                f"{path} was not saved by this library: there are no checksums to "
-                "compare it with, and it may be whole or damaged. Load it and save it "
-                "again to have some."
-            )
+    for directory in directories:
+        name = f"{directory}{MANIFEST}"
+        if await store.stat(f"{path}/{name}") is not None:
+            manifests.append(name)
+        elif await _names_manifest(store, f"{path}/{directory}{ITEM_DOCUMENT}"):
+            promised.append(name)
+    has_seal = await store.stat(join(path, ROOT_SEAL)) is not None
+    if not has_seal and not manifests and not promised:
+        raise failure or NoChecksumsError(
+            f"{path} was not saved by this library: there are no checksums to compare "
+            "it with, and it may be whole or damaged. Load it and save it again to "
+            "have some."
+        )
     return _Opened(
         path=path,
         checkpoint=checkpoint,
@@ -282,13 +278,14 @@ async def _read_seal(comparison: Comparison) -> Seal | None:
 
 def _note_strangers(comparison: Comparison, opened: _Opened, seal: Seal | None) -> None:
     """A manifest and what names it belong together, or nothing vouches for a tree."""
-    for name in opened.promised:
-        comparison.note(name, f"is missing, although {ITEM_DOCUMENT} names it")
-    if seal is not None:
-        known = _names_below(seal.digests)
-        for name in opened.manifests:
-            if name.partition("/")[0] not in known:
-                comparison.note(name, f"is not named by {ROOT_SEAL}")
+    if seal is None:
+        for name in opened.promised:
+            comparison.note(name, f"is missing, although {ITEM_DOCUMENT} names it")
+        return
+    known = _names_below(seal.digests)
+    for name in opened.manifests:
+        if name.partition("/")[0] not in known:
+            comparison.note(name, f"is not named by {ROOT_SEAL}")
 
 
 def _names_below(files: Collection[str]) -> list[str]:
