@@ -161,6 +161,18 @@ def test_damaged_data_names_leaf_and_file(checkpoint):
     assert differences(state()["w"], stowax.load(checkpoint, target)["w"]) == []
 
 
+def test_cut_file_names_what_is_lost(tmp_path):
+    """Of many leaves that are read at once, those behind the end of the file."""
+    stowax.save(tmp_path / "c", {f"leaf{i:02}": np.arange(8) for i in range(20)})
+    file = tmp_path / "c/state/d/data-0"
+    file.write_bytes(file.read_bytes()[:-100])
+
+    with pytest.raises(CorruptCheckpointError, match="'leaf19'") as caught:
+        stowax.load(tmp_path / "c")
+
+    assert "leaf00" not in str(caught.value)
+
+
 def test_damaged_data_without_verification(checkpoint):
     """With `verify=False` the bytes come as they are; the other leaves are right."""
     file = checkpoint / "state/d/data-0"

@@ -397,6 +397,38 @@ def test_cancelled_worker_call_is_waited_for(runtime):
     assert ends == ["function", "call"]
 
 
+def test_failure_of_a_cancelled_worker_call(runtime):
+    """That a function failed whose call was cancelled is nobody's business."""
+    begun, go_on = threading.Event(), threading.Event()
+    complaints = []
+
+    def function():
+        begun.set()
+        go_on.wait()
+        raise ValueError("nobody asks")
+
+    async def cancel_it():
+        call = asyncio.create_task(on_worker(function))
+        await on_worker(begun.wait)
+        call.cancel()
+        await turn_often()
+        go_on.set()
+        await asyncio.wait([call])
+        return call.cancelled()
+
+    async def operation():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, told: complaints.append(told))
+        was_cancelled = await cancel_it()
+        gc.collect()
+        await turn_often()
+        loop.set_exception_handler(None)
+        return was_cancelled
+
+    assert runtime.run(operation())
+    assert complaints == []
+
+
 def test_cancelled_worker_call_does_not_begin():
     """An `on_worker` that is cancelled in the queue never calls its function."""
     runtime = Runtime(worker_count=1)

@@ -241,7 +241,10 @@ class ChunkSource:
         try:
             await self._store.read_into(path, offset_bytes, memory.data)
         except (FileNotFoundError, CorruptCheckpointError) as error:
-            names = dict.fromkeys(repr(chunk.entry.name) for chunk in chunks)
+            entry = await self._store.stat(path)
+            size_bytes = 0 if entry is None else entry.size_bytes
+            lost = [c for c in chunks if c.offset_bytes + c.length_bytes > size_bytes]
+            names = dict.fromkeys(repr(chunk.entry.name) for chunk in lost or chunks)
             shown = ", ".join([*names][:8]) + (", …" if len(names) > 8 else "")
             raise CorruptCheckpointError(
                 f"{path} is missing or cut short; it holds leaf {shown}: {error}"

@@ -374,6 +374,8 @@ async def on_worker(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
+        # Nobody asks any more how it ended; asyncio would complain of that.
+        future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         if not begun.acquire(blocking=False):
             while not future.done():
                 with contextlib.suppress(asyncio.CancelledError):
