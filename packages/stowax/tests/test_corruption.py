@@ -210,7 +210,8 @@ class Facts:
                     begin,
                     begin + int(table.length_bytes[row]),
                 )
-                extents = [*zip(leaf.shape, leaf.chunk_shape, strict=True)]
+                form = leaf.form
+                extents = [*zip(form.shape, form.chunk_shape, strict=True)]
                 counts = [-(-n // extent) for n, extent in extents]
                 position = np.unravel_index(int(table.chunk[row]), counts)
                 index = tuple(

@@ -243,7 +243,7 @@ class ChunkSource:
         except (FileNotFoundError, CorruptCheckpointError) as error:
             entry = await self._store.stat(path)
             size_bytes = 0 if entry is None else entry.size_bytes
-            lost = [c for c in chunks if c.offset_bytes + c.length_bytes > size_bytes]
+            lost = [chunk for chunk in chunks if chunk.end_bytes > size_bytes]
             names = dict.fromkeys(repr(chunk.entry.name) for chunk in lost or chunks)
             shown = ", ".join([*names][:8]) + (", …" if len(names) > 8 else "")
             raise CorruptCheckpointError(

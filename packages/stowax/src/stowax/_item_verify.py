@@ -1,9 +1,9 @@
 """Files compared with what was recorded of them, without keeping their bytes.
 
 A document or a guest's file is read whole, in pieces, and has one digest.  Of a data
-file everything is compared that `_plan._spans` cuts it into.  A few readers work side
-by side, each with one buffer: that is all the memory it takes, whatever the size of
-the arrays.
+file everything is compared that `_plan._spans` cuts it into.  A few pieces are read
+side by side, under the budget of all reading: that is all the memory it takes, whatever
+the size of the arrays.
 
 Damage is noted, not raised: where one byte is wrong, others may be.
 """
@@ -18,6 +18,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import numpy as np
+
+from stowax._budget import Scratch
 from stowax._codecs._item_manifest import ItemRoot, decode_part, decode_root, digest
 from stowax._damage import Damage
 from stowax._digest import PIECE_BYTES, digest_file
@@ -57,6 +60,7 @@ class Comparison:
     store: Store
     root: str
     """The path of the checkpoint."""
+    scratch: Scratch
     damages: list[Damage] = field(default_factory=list[Damage])
     vouched: set[str] = field(default_factory=set[str])
     """Every file that a record names."""
@@ -151,7 +155,8 @@ class Comparison:
                 # However long it has become, it need not be read.
                 self.note(name, _other_size(entry.size_bytes, expected))
                 return
-            found = await digest_file(self.store, path)
+            async with self.scratch.hold(min(expected.size_bytes, PIECE_BYTES)):
+                found = await digest_file(self.store, path)
         except (OSError, CorruptCheckpointError) as error:
             self.note(name, _unreadable(error))
             return
@@ -262,14 +267,11 @@ class Comparison:
         self._note_spans(file, cut, f"is cut off: the file ends at {file.size_bytes}")
 
     async def _read(self, pieces: Iterator[tuple[_DataFile, list[Span]]]) -> None:
-        """Compares pieces until none are left, all in one buffer."""
-        buffer = memoryview(bytearray())
+        """Compares pieces until none are left."""
         for file, spans in pieces:
             size_bytes = spans[-1].end_bytes - spans[0].begin_bytes
-            if len(buffer) < size_bytes:
-                buffer = memoryview(bytearray())  # Gone before there is another.
-                buffer = memoryview(bytearray(size_bytes))
-            await self._compare(file, spans, buffer[:size_bytes])
+            async with self.scratch.hold(size_bytes):
+                await self._compare(file, spans, np.empty(size_bytes, np.uint8).data)
 
     async def _compare(
         self, file: _DataFile, spans: Sequence[Span], buffer: memoryview

@@ -42,7 +42,7 @@ def verify(
     """Compares every byte of a checkpoint with what was saved; raises if one differs.
 
     No array is made and nothing is put on devices: whatever the size of the
-    checkpoint, it takes a few buffers of 4 MiB. `IntegrityOptions` do not matter.
+    checkpoint, it takes four buffers of 4 MiB. `IntegrityOptions` do not matter.
     Each process that calls it checks the whole by itself; one is enough.
 
     Not only what a load reads is compared, but also what Orbax and TensorStore read of
@@ -219,7 +219,7 @@ async def _compare(
         LeafNotFoundError: The tree has no such leaf.
         OSError: Something cannot be read, for reasons that are not damage.
     """
-    comparison = Comparison(operation.store, opened.path)
+    comparison = Comparison(operation.store, opened.path, operation.reading)
     manifests: dict[str, Digest | None] = dict.fromkeys(opened.manifests)
     seal = None if opened.is_tree else await _read_seal(comparison)
     if seal is not None:

@@ -93,9 +93,10 @@ class FileCheck:
         if span.kind == "gap":
             return None
         leaf = leaves[int(self.table.leaf[span.row])]
-        counts = grid_counts(leaf.shape, leaf.chunk_shape)
+        shape, chunk_shape = leaf.form.shape, leaf.form.chunk_shape
+        counts = grid_counts(shape, chunk_shape)
         position = grid_index_of(int(self.table.chunk[span.row]), counts)
-        return leaf, chunk_box(position, leaf.shape, leaf.chunk_shape)
+        return leaf, chunk_box(position, shape, chunk_shape)
 
 
 def plan_checks(
