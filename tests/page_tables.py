@@ -6,6 +6,7 @@ from pathlib import Path
 _DOCS = Path(__file__).parents[1] / "docs"
 
 DESIGN = _DOCS / "explain" / "design.md"
+DURABILITY = _DOCS / "explain" / "durability.md"
 FROM_ORBAX = _DOCS / "from-orbax.md"
 
 _RULE = re.compile(r"^\|(?: *:?-+:? *\|)+$")
