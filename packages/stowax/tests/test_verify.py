@@ -499,6 +499,9 @@ def test_options_that_turn_checksums_off(path):
 
     with stowax.Context(integrity=IntegrityOptions(verify=False)):
         assert [d.leaf for d in damages(path)] == ["v"]
+        assert [d.leaf for d in damages(path, leaves="v")] == ["v"]
+        (path / "stowax.json").unlink()
+        assert [d.leaf for d in damages(path)] == ["v", None]
 
 
 def test_memory(tmp_path):
@@ -514,7 +517,8 @@ def test_memory(tmp_path):
     finally:
         tracemalloc.stop()
 
-    assert peak_bytes < 18 * MIB
+    # Four pieces are read at once, and a worker lets go of its last a little later.
+    assert peak_bytes < 8 * 4 * MIB
     assert max(call.size_bytes for call in store.calls) <= 4 * MIB
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import posixpath
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ def verify(
     """Compares every byte of a checkpoint with what was saved; raises if one differs.
 
     No array is made and nothing is put on devices: whatever the size of the
-    checkpoint, it takes four buffers of 4 MiB. `IntegrityOptions` do not matter.
+    checkpoint, it takes a few buffers of 4 MiB. `IntegrityOptions` do not matter.
     Each process that calls it checks the whole by itself; one is enough.
 
     Not only what a load reads is compared, but also what Orbax and TensorStore read of
@@ -87,8 +86,7 @@ def verify(
         >>> stowax.verify(path, leaves="w").leaf_count
         1
     """
-    location = absolute(path)
-    settings = dataclasses.replace(current_settings(), verify=True)
+    location, settings = absolute(path), current_settings()
     check_supported(settings, saving=False)
     asked = _Asked(
         checkpointables=_names(checkpointables, "checkpointables"),
