@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from stowax._database_index import DATABASE
 from stowax._database_source import open_database
-from stowax._formats._base import ITEM_DOCUMENT, RESERVED_NAMES, TreeItem
+from stowax._formats._base import (
+    ITEM_DOCUMENT,
+    RESERVED_NAMES,
+    ArraySource,
+    TreeItem,
+)
 from stowax._formats._orbax_json import (
     ARRAYS_DIRECTORY,
     DELETION_DOCUMENT,
@@ -28,8 +33,8 @@ from stowax._formats._orbax_json import (
     decode_json,
     decode_root,
 )
-from stowax._formats._orbax_tree_read import decode_documents
-from stowax._manifest import LeafEntry
+from stowax._formats._orbax_tree_read import TreeDocuments, decode_documents
+from stowax._manifest import LeafEntry, Manifest
 from stowax._runtime import on_worker
 from stowax._stores._base import Entry, Store, read_bytes
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
@@ -100,20 +105,43 @@ async def open_tree(
             f"{path}: {DATABASE}, the table of contents of its arrays, is missing"
             + _found(entries)
         )
-    # zarr2 never left a chunk out.
-    fills_missing |= said.use_zarr3 and not said.stores_fill_value
+    manifest, source = await _open_arrays(
+        store,
+        path,
+        said,
+        use_ocdbt=use_ocdbt or not has_arrays,
+        # zarr2 never left a chunk out.
+        fills_missing=fills_missing or (said.use_zarr3 and not said.stores_fill_value),
+    )
+    return TreeItem(
+        path=path,
+        manifest=manifest,
+        source=source,
+        custom_metadata=said.custom_metadata,
+    )
+
+
+async def _open_arrays(
+    store: Store,
+    path: str,
+    said: TreeDocuments,
+    *,
+    use_ocdbt: bool,
+    fills_missing: bool,
+) -> tuple[Manifest, ArraySource]:
+    """The item with what its arrays are, and what reads them."""
     directory = store.local_path(path)
 
     def by_tensorstore(leaves: Sequence[LeafEntry]) -> TensorStoreSource:
-        # Here and not above: most loads never need it, and its import takes a while.
-        from stowax._tensorstore import TensorStoreSource
-
         if directory is None:
             raise InvalidLayoutError(
-                f"{path} was written by Orbax and lies in {store.description}; "
-                "its arrays, or some of them, are in a form that can be read from a "
+                f"{path} was written by Orbax and lies in {store.description}; its "
+                "arrays, or some of them, are in a form that can be read from a "
                 "directory of a file system only."
             )
+        # Not above: most loads never need it, and its import takes a while.
+        from stowax._tensorstore import TensorStoreSource
+
         return TensorStoreSource(
             directory,
             leaves,
@@ -122,9 +150,8 @@ async def open_tree(
             fills_missing=fills_missing,
         )
 
-    source = None
-    if use_ocdbt or not has_arrays:
-        source = await open_database(
+    if use_ocdbt:
+        database = await open_database(
             store,
             path,
             said.manifest,
@@ -132,17 +159,10 @@ async def open_tree(
             fills_missing=fills_missing,
             others=by_tensorstore,
         )
-    if source is not None:
-        manifest = source.manifest
-    else:
-        source = by_tensorstore(said.manifest.leaves)
-        manifest = replace(said.manifest, leaves=await source.array_facts())
-    return TreeItem(
-        path=path,
-        manifest=manifest,
-        source=source,
-        custom_metadata=said.custom_metadata,
-    )
+        if database is not None:
+            return database.manifest, database
+    source = by_tensorstore(said.manifest.leaves)
+    return replace(said.manifest, leaves=await source.array_facts()), source
 
 
 async def read_items(
