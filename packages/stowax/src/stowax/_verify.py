@@ -92,10 +92,11 @@ def verify(
         checkpointables=_names(checkpointables, "checkpointables"),
         leaves=_names(leaves, "leaves"),
     )
-    if asked.leaves is not None and len(asked.checkpointables or "1") != 1:
+    named = asked.checkpointables
+    if asked.leaves is not None and named is not None and len(named) > 1:
         raise InvalidNameError(
-            f"leaves are those of one tree, but `checkpointables` names "
-            f"{asked.checkpointables}; call `verify` for each of them"
+            f"leaves are those of one tree, but `checkpointables` names {named}; call "
+            "`verify` for each of them"
         )
 
     async def attempt() -> VerifyReport:
