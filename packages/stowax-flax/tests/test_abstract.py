@@ -1,5 +1,7 @@
 """`stowax_flax.abstract_state` describes what was never built."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,11 +133,12 @@ def test_nothing_is_allocated():
         side = 2**22
         return nnx.List([nnx.Linear(side, side, rngs=nnx.Rngs(0)) for _ in range(16)])
 
+    gc.collect()  # What other tests have left behind may go at any moment.
     before = len(jax.live_arrays())
     abstract = stowax_flax.abstract_state(build)
 
     assert abstract[15]["kernel"].shape == (2**22, 2**22)
-    assert len(jax.live_arrays()) == before
+    assert len(jax.live_arrays()) <= before
 
 
 def test_ephemeral_variables_are_left_out():
