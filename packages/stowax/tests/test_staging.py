@@ -1,5 +1,6 @@
 """What `save_async` keeps in memory stays within a budget that all saves share."""
 
+import asyncio
 import contextvars
 import threading
 
@@ -12,7 +13,11 @@ from hypothesis import strategies as st
 from sample_trees import differences
 
 import stowax
+from stowax._box import whole
+from stowax._budget import Budget
+from stowax._plan._write import ArrayLayout, plan_write
 from stowax._runtime import Runtime, on_worker
+from stowax._staging import Staging
 from stowax.errors import DeadlineError
 from stowax.testing import MemoryStore
 
@@ -222,6 +227,41 @@ def test_a_failure_ends_the_wait(runtime, store):
         response = stowax.save_async("/c", host_state())
         with pytest.raises(OSError, match="disk is full"):
             response.result()
+
+    assert runtime.staging_budget.taken_bytes == 0
+
+
+def test_a_failure_to_stage_gives_all_back():
+    """What cannot be brought to the host takes nothing of the budget."""
+    array = np.zeros(100, np.uint8)
+    layout = ArrayLayout(
+        shape=(100,), dtype=array.dtype, parts=((whole((100,)), (0,)),)
+    )
+    plan = plan_write({0: layout}, process_index=0, data_directory="d/")
+    budget = Budget()
+
+    def fetch(positions):
+        raise MemoryError(str(positions))
+
+    staging = Staging(plan, fetch, [100], budget, 1000)
+    with pytest.raises(MemoryError):
+        asyncio.run(staging.stage_first())
+
+    assert (budget.peak_bytes, budget.taken_bytes) == (100, 0)
+
+
+def test_a_warning_that_is_an_error_takes_nothing(runtime, store):
+    """A save that a filter of warnings refuses leaves the budget as it was."""
+    array = stowax.options.ArrayOptions()
+    array.saving.storage_options.dtype = np.int8
+    store.gate.set()
+
+    # Warnings are errors in all tests.
+    with (
+        context(runtime, store, 1 << 20, array=array),
+        pytest.raises(UserWarning, match="lose values"),
+    ):
+        stowax.save_async("/c", {"w": np.full(9, 1e9)})
 
     assert runtime.staging_budget.taken_bytes == 0
 

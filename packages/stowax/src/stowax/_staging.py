@@ -66,9 +66,17 @@ class Staging:
         self._is_closed = False
 
     async def stage_first(self) -> None:
-        """Stages the first batch; which is, as a rule, all there is."""
+        """Stages the first batch; which is, as a rule, all there is.
+
+        Raises:
+            Exception: It could not be brought to the host; nothing stays taken.
+        """
         for batch in self._batches[:1]:
-            await self._stage(batch)
+            try:
+                await self._stage(batch)
+            except BaseException:  # An interrupt, or the deadline, too; raised again.
+                self.close()
+                raise
 
     async def stage_rest(self) -> None:
         """Stages all others, each as soon as the budget has room for it.

@@ -108,15 +108,20 @@ class PyTreeHandler(OwnHandler):
                 ),
                 known=runtime.layouts,
             )
+            # Before anything is staged: a filter of warnings may raise it.
+            _warn_narrowed("Context.array.saving", staged.layout.narrowed)
             await staged.staging.stage_first()
         except Exception as error:  # Any failure: the others are about to wait for us.
             if is_alone:  # Inside another save, that one tells them.
                 await operation.submit(operation.agree("written", error))
             raise
-        _warn_narrowed("Context.array.saving", staged.layout.narrowed)
         write = _write_alone if is_alone else write_part
-        writing = operation.submit(write(staged, location, operation))
-        writing.future.add_done_callback(lambda _: staged.staging.close())
+        try:
+            writing = operation.submit(write(staged, location, operation))
+            writing.future.add_done_callback(lambda _: staged.staging.close())
+        except BaseException:  # An interrupt too; raised again.
+            staged.staging.close()
+            raise
         await staged.staging.stage_rest()
         return writing
 
