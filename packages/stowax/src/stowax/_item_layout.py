@@ -103,9 +103,11 @@ def stage_item(
         key = None
         if not leaves.are_taught and saving.storage_of_leaf is None:
             identity = processes.index, processes.count, part_limit_bytes
+            # To NumPy, None is equal to float64.
+            is_converted = saving.storage.dtype is not None
             kinds = [kind for kind, _, _ in encoded]
             structure = flat.names, flat.key_types, kinds, outlines, flat.root
-            key = identity, saving, codec, structure
+            key = identity, is_converted, saving, codec, structure
             if (found := known.find(key)) is not None:
                 return found
         layout = _lay_out(
