@@ -25,8 +25,8 @@ ALIGNMENT_BYTES = 64
 """What XLA asks of host memory that it is to adopt."""
 
 
-_SMALL_BYTES = 16 << 10
-"""Up to here a copy costs less than aligned memory, and than its adoption."""
+_SMALL_BYTES = 4 << 10
+"""Below this, JAX is quicker to copy memory than to adopt it."""
 
 _SHARDS = threading.Lock()
 
@@ -58,10 +58,8 @@ def shares_host_memory(sharding: jax.sharding.Sharding) -> bool:
 
 
 def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised host memory; what is large, a device on the host can adopt."""
+    """Uninitialised host memory that a device on the host can adopt."""
     size_bytes = math.prod(shape) * dtype.itemsize
-    if size_bytes <= _SMALL_BYTES:
-        return np.empty(shape, dtype)
     raw = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT_BYTES
     return raw[start : start + size_bytes].view(dtype).reshape(shape)
@@ -69,7 +67,7 @@ def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 def to_default_device(part: np.ndarray) -> jax.Array:
     """An uncommitted array, as `jnp.zeros` makes one; the memory may be adopted."""
-    is_plain = part.nbytes <= _SMALL_BYTES and part.dtype.isbuiltin == 1
+    is_plain = part.nbytes < _SMALL_BYTES and part.dtype.isbuiltin == 1
     if is_plain and mesh_in_scope() is None:
         # Twice as fast, but it copies, knows fewer dtypes, and spreads over a mesh.
         return jnp.asarray(part)
