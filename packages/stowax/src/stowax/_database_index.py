@@ -28,7 +28,8 @@ from stowax.errors import CorruptCheckpointError
 DATABASE = "manifest.ocdbt"
 """Where a database begins."""
 
-_CONCURRENT_LOOKUPS = 16
+CONCURRENT_LOOKUPS = 16
+"""Reads of a few bytes: what they cost is the way there and back."""
 
 _SMALL_BYTES = 1 << 20
 """A chunk up to this size is read with all that belongs to it, in one piece."""
@@ -118,7 +119,7 @@ class DatabaseIndex:
         others it is the lengths of files, and the indexes of shards.
         """
         values = await on_worker(lambda: dict(self._unknown(requests)))
-        gate = asyncio.Semaphore(_CONCURRENT_LOOKUPS)
+        gate = asyncio.Semaphore(CONCURRENT_LOOKUPS)
 
         async def measure(path: str) -> None:
             async with gate:

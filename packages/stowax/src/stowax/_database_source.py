@@ -19,7 +19,13 @@ from stowax._codecs._ocdbt import Reference
 from stowax._codecs._ocdbt_read import DatabaseDecoder
 from stowax._codecs._zarr_read import DOCUMENT_NAMES, Describer, ZarrVersion
 from stowax._codecs._zarr_storage import ArrayStorage, array_storage
-from stowax._database_index import DATABASE, DatabaseIndex, Entries, place_of
+from stowax._database_index import (
+    CONCURRENT_LOOKUPS,
+    DATABASE,
+    DatabaseIndex,
+    Entries,
+    place_of,
+)
 from stowax._engine_read import ChunkSource
 from stowax._formats._base import ArraySource, ReadRequest
 from stowax._keypath import array_prefix
@@ -29,8 +35,6 @@ from stowax._stores._base import Store, join, no_file, read_bytes
 from stowax._tasks import run_all
 from stowax._uncollected import uncollected
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
-
-_CONCURRENT_LOOKUPS = 16
 
 _DOCUMENT_LIMIT_BYTES = 1 << 20
 """No document of an array is longer."""
@@ -190,7 +194,7 @@ async def _read_documents(
             found[key] = value
         elif value is not None:
             outside[key] = value
-    gate = asyncio.Semaphore(_CONCURRENT_LOOKUPS)
+    gate = asyncio.Semaphore(CONCURRENT_LOOKUPS)
 
     async def read(key: str, place: Reference) -> None:
         path = join(directory, place.path)

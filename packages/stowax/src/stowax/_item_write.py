@@ -23,7 +23,7 @@ from stowax._codecs._item_manifest import (
     decode_part,
     digest,
     encode_part,
-    encode_root_of,
+    encode_root,
     encode_structure,
 )
 from stowax._codecs._ocdbt import Reference
@@ -217,7 +217,7 @@ def _completion(
         )
         for name, data in (("d/index", index), ("manifest.ocdbt", head)):
             documents[name], digests[name] = data, digest(data)
-    root = encode_root_of(
+    root = encode_root(
         fixed.structure,
         documents=digests,
         parts={name: digest(data) for name, data in parts.items()},

@@ -100,12 +100,6 @@ def decode_digests(document: Any) -> dict[str, Digest]:
     }
 
 
-def encode_root(root: ItemRoot) -> bytes:
-    """The root document of an item."""
-    structure = encode_structure(root.root, root.leaves)
-    return encode_root_of(structure, root.documents, root.parts)
-
-
 def encode_structure(root: Node, leaves: Sequence[LeafEntry]) -> str:
     """The part of a root document that does not change from save to save."""
     forms: dict[int, LeafForm] = {}
@@ -123,13 +117,13 @@ def encode_structure(root: Node, leaves: Sequence[LeafEntry]) -> str:
     )
 
 
-def encode_root_of(
+def encode_root(
     structure: str, documents: Mapping[str, Digest], parts: Mapping[str, Digest]
 ) -> bytes:
-    """A root document, given what `encode_structure` made.
+    """The root document of an item.
 
     Args:
-        structure: Of the tree.
+        structure: What `encode_structure` made of the tree.
         documents: See `ItemRoot`.
         parts: See `ItemRoot`.
     """
