@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1
+from orbax_options import orbax_context
 from sample_states import (
     cast,
     context,
@@ -74,18 +75,6 @@ def their_saving():
 def our_context(saving=None, *, rich_types=False):
     """A Context with options, in which one of our NamedTuples may be made."""
     found = context(saving=saving, container_types=(Point,))
-    found.pytree.saving.pytree_metadata_options.support_rich_types = rich_types
-    return found
-
-
-def their_context(given, *, rich_types=False):
-    """A Context of Orbax with such options."""
-    found = v1.Context()
-    for name, value in given.items():
-        place = found.array.saving
-        if name == "chunk_byte_size":
-            place = place.storage_options
-        setattr(place, name, value)
     found.pytree.saving.pytree_metadata_options.support_rich_types = rich_types
     return found
 
@@ -149,7 +138,7 @@ def test_orbax_to_us(first, second, saving, rich):
     parts = {"state": first, "other": second}
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "c")
-        with their_context(saving, rich_types=rich):
+        with orbax_context(saving, rich_types=rich):
             v1.save_checkpointables(path, parts)
 
         expected = v1.load_checkpointables(path)
@@ -280,7 +269,7 @@ class TestPlacementAndDtype:
         with tempfile.TemporaryDirectory() as directory:
             ours, theirs = Path(directory, "ours"), Path(directory, "theirs")
             stowax.save(ours, state)
-            with their_context(saving):
+            with orbax_context(saving):
                 v1.save(theirs, state)
 
             found = [

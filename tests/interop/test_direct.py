@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1
+from orbax_options import orbax_context
 from sample_states import examples
 from sample_trees import JAX_DTYPES, NUMPY_DTYPES, bits, differences, mesh, shardings
 
@@ -61,18 +62,6 @@ def saving():
     )
 
 
-def save_with_orbax(path, state, options):
-    """Saves as Orbax does with these options."""
-    context = v1.Context()
-    for name, value in options.items():
-        place = context.array.saving
-        if name == "chunk_byte_size":
-            place = place.storage_options
-        setattr(place, name, value)
-    with context:
-        v1.save(path, state)
-
-
 def copied(path):
     """The checkpoint in memory, at "/c"."""
     store = RecordingStore(MemoryStore())
@@ -98,7 +87,8 @@ def test_all_that_orbax_writes_is_read_without_tensorstore(state, options):
     """Any arrays, however they are stored in a database; and resharded."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "c")
-        save_with_orbax(path, state, options)
+        with orbax_context(options):
+            v1.save(path, state)
 
         expected = v1.load(path)
         store = copied(path)

@@ -19,6 +19,7 @@ import pytest
 import tensorstore as ts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_databases import write_database
 from sample_trees import NUMPY_DTYPES, bits, differences
 
 from stowax._box import Box, whole
@@ -402,22 +403,8 @@ def test_missing_file_is_named(tmp_path):
 
 def test_reads_are_few(tmp_path):
     """Of 500 arrays: the index is read once, and their chunks together."""
-    context = ts.Context()
     values = {f"w{i}": bits("float32", (500,), i) for i in range(500)}
-    base = {"driver": "file", "path": f"{tmp_path}/"}
-    with ts.Transaction(atomic=True) as transaction:
-        for name, value in values.items():
-            kvstore = {"driver": "ocdbt", "base": base, "path": name}
-            config = {"max_inline_value_bytes": 1024}  # So does Orbax.
-            array = ts.open(
-                {"driver": "zarr3", "kvstore": kvstore | {"config": config}},
-                create=True,
-                dtype=value.dtype,
-                shape=value.shape,
-                transaction=transaction,
-                context=context,
-            ).result()
-            array.write(value).result()
+    write_database(tmp_path, values, max_inline_value_bytes=1024)  # So does Orbax.
 
     async def run():
         store = await copy_of(tmp_path)

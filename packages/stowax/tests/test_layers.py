@@ -67,6 +67,7 @@ LAYERS = {
     "_leaves": 5,
     # one item
     "_item_layout": 6,
+    "_item_fit": 6,
     "_item_leaf": 6,
     "_item_read": 6,
     "_item_target": 6,

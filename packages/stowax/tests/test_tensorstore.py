@@ -8,6 +8,7 @@ import pytest
 import tensorstore as ts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sample_databases import write_database
 
 from stowax._box import Box, whole
 from stowax._budget import Budget, Scratch
@@ -254,20 +255,7 @@ def test_codec_that_is_unknown_is_no_damage(tmp_path):
 def test_more_arrays_than_are_opened_at_once(tmp_path):
     """A thousand leaves take turns."""
     values = {f"w{i}": np.array([i]) for i in range(1, 1001)}
-    context = ts.Context()
-    with ts.Transaction(atomic=True) as transaction:
-        for name, value in values.items():
-            base = {"driver": "file", "path": f"{tmp_path}/"}
-            kvstore = {"driver": "ocdbt", "base": base, "path": name}
-            array = ts.open(
-                {"driver": "zarr3", "kvstore": kvstore},
-                create=True,
-                dtype=value.dtype,
-                shape=value.shape,
-                transaction=transaction,
-                context=context,
-            ).result()
-            array.write(value).result()
+    write_database(tmp_path, values)
 
     read = _read(tmp_path, [(name, None) for name in values])
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from stowax._context import LoadSettings
 from stowax._formats._base import ReadRequest, TreeItem
 from stowax._formats._detect import open_tree
-from stowax._item_leaf import ANYTHING, Fitting, LeafFit, Placing
+from stowax._item_fit import ANYTHING, Fitting, LeafFit
+from stowax._item_leaf import Placing
 from stowax._item_target import asked_form, metadata_leaf, stored_form
 from stowax._item_types import by_name, misfits
 from stowax._keypath import FlatTree, Node, flatten, shown_name, unflatten

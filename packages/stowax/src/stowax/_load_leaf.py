@@ -7,7 +7,8 @@ from typing import Any
 
 from stowax._caller import in_mesh, warn
 from stowax._context import Settings, check_supported, current_settings
-from stowax._item_leaf import ANYTHING, LeafFit, Placing, fit_leaf
+from stowax._item_fit import ANYTHING, LeafFit, fit_leaf
+from stowax._item_leaf import Placing
 from stowax._keypath import at_leaf
 from stowax._leaves._registry import Leaves
 from stowax._manifest import LeafEntry, LeafForm
