@@ -72,6 +72,43 @@ def test_who_stops_to_wait_leaves_nothing_taken():
     assert budget.taken_bytes == 20
 
 
+def test_who_gives_up_at_the_head_lets_others_pass():
+    """What did not fit held up those behind it, until it was wanted no more."""
+    budget = Budget()
+    budget.take(50, limit_bytes=100)
+
+    async def work():
+        waiting = asyncio.create_task(budget.wait_for(60, limit_bytes=100))
+        await asyncio.sleep(0)
+        behind = budget.take(20, limit_bytes=100)
+        assert not behind.done()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        return behind.done()
+
+    assert asyncio.run(work())
+    assert budget.taken_bytes == 70
+
+
+def test_who_gives_up_when_it_is_granted():
+    """What is granted to a wait that is being cancelled is given back."""
+    budget = Budget()
+    budget.take(100, limit_bytes=100)
+
+    async def work():
+        waiting = asyncio.create_task(budget.wait_for(60, limit_bytes=100))
+        await asyncio.sleep(0)
+        budget.give(100)
+        waiting.cancel()  # Before the loop could tell it.
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(work())
+
+    assert budget.taken_bytes == 0
+
+
 def test_many_threads():
     """Loops of several threads share one budget."""
     budget, limit_bytes = Budget(), 30

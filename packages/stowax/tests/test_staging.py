@@ -59,7 +59,8 @@ def store():
 
 
 def context(runtime, store, limit_bytes=None, **options):
-    """A Context with a staging limit."""
+    """A Context with a staging limit; what hangs, fails."""
+    options.setdefault("asynchronous", stowax.options.AsyncOptions(timeout_secs=30))
     memory = stowax.options.MemoryOptions(write_concurrent_bytes=limit_bytes)
     file = stowax.options.FileOptions(store=store)
     return stowax.Context(runtime=runtime, memory=memory, file=file, **options)
@@ -294,7 +295,10 @@ def test_the_lower_limit_counts(runtime, store, limits):
     file = stowax.options.FileOptions(store=store)
     store.gate.set()
 
-    with stowax.Context(runtime=runtime, memory=memory, file=file):
+    in_time = stowax.options.AsyncOptions(timeout_secs=30)
+    with stowax.Context(
+        runtime=runtime, memory=memory, file=file, asynchronous=in_time
+    ):
         stowax.save_async("/c", host_state()).result()
 
     assert 0 < runtime.staging_budget.peak_bytes <= 200 * KIB

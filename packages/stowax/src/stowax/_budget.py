@@ -128,7 +128,8 @@ class Budget:
             while self._waiting:
                 size_bytes, limit_bytes, granted = self._waiting[0]
                 taken_bytes = self._taken_bytes
-                if taken_bytes and taken_bytes + size_bytes > limit_bytes:
+                does_fit = not taken_bytes or taken_bytes + size_bytes <= limit_bytes
+                if not does_fit and not granted.cancelled():
                     break
                 self._waiting.popleft()
                 if granted.set_running_or_notify_cancel():

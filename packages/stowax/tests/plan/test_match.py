@@ -28,6 +28,15 @@ def match(target, stored, *, rename=None):
     return match_paths(flat, entries(stored), skipped=skipped, rules=rules)
 
 
+@pytest.mark.parametrize(("asked", "stored"), [(True, 1), (1, True), (0, False)])
+def test_keys_that_are_equal_are_not_the_same(asked, stored):
+    """To Python `1` and `True` are one key; on disk they have two names."""
+    found = match({asked: "x"}, {stored: "x"})
+
+    assert found.positions == (-1,)
+    assert found.unused == (0,)
+
+
 @given(trees(st.integers()))
 def test_a_tree_fits_itself(tree):
     """Every leaf finds itself."""

@@ -116,7 +116,7 @@ def _are_alike(
 
     So it is when a program loads what it saved.
     """
-    if rules or target.nones or len(target.paths) != len(entries) or any(skipped):
+    if rules or len(target.paths) != len(entries) or any(skipped):
         return False
     # Names too: keys such as 1 and True are equal, and called differently.
     return all(
