@@ -86,7 +86,7 @@ class Staging:
         for batch in self._batches[1:]:
             try:
                 await self._stage(batch)
-            except BaseException as error:
+            except BaseException as error:  # It is for whoever writes.
                 self._fail(error)
                 if isinstance(error, Exception):
                     return
@@ -129,12 +129,12 @@ class Staging:
         size_bytes = batch.size_bytes
         if size_bytes:
             await self._budget.wait_for(size_bytes, limit_bytes=self._limit_bytes)
-            with self._lock:
-                is_over = self._is_closed
-                self._taken_bytes += 0 if is_over else size_bytes
-            if is_over:
-                self._budget.give(size_bytes)
-                return
+        with self._lock:
+            is_over = self._is_closed
+            self._taken_bytes += 0 if is_over else size_bytes
+        if is_over:
+            self._budget.give(size_bytes)
+            return
         for part, array in zip(batch.parts, self._fetch(batch.parts), strict=True):
             self.parts[part] = array
         batch.staged.set_result(None)
