@@ -1,6 +1,7 @@
 """What the local store promises beyond the port: crashes, links, limits, durability."""
 
 import asyncio
+import ctypes
 import functools
 import os
 import pathlib
@@ -16,9 +17,10 @@ from stowax._stores._base import REPLACEMENT_SUFFIX, format_replacement, resolve
 from stowax._stores._local import LocalStore, _write_group
 from stowax.errors import SaveError
 
-needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 
 STOPPED = 77
+CACHESTAT = 451
 
 # Stopping before any other call leaves the same disk as stopping before one of these.
 CHANGING = ("open", "writev", "fsync", "rename", "unlink", "rmdir")
@@ -376,6 +378,47 @@ def test_a_full_disk_names_the_path_and_leaves_nothing(root, size_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.filename == path
     assert os.listdir(root) == []
+
+
+class _Range(ctypes.Structure):
+    _fields_ = (("begin_bytes", ctypes.c_uint64), ("size_bytes", ctypes.c_uint64))
+
+
+class _Cached(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in ("cached", "dirty", "writeback", "evicted", "recently_evicted")
+    )
+
+
+def _dirty_pages(path):
+    """How many pages of a file the system has not begun to write to the disk."""
+    found = _Cached()
+    with open(path, "rb") as file:
+        arguments = file.fileno(), ctypes.byref(_Range()), ctypes.byref(found), 0
+        if ctypes.CDLL(None).syscall(CACHESTAT, *arguments):
+            pytest.skip("needs cachestat, which Linux has since 6.5")
+    return found.dirty
+
+
+@needs_linux
+def test_a_large_file_is_on_its_way_to_the_disk_while_it_is_written(root):
+    """When the last piece comes, most others are written or being written."""
+    pathlib.Path(root, "probe").write_bytes(bytes(1 << 20))
+    asyncio.run(LocalStore().sync([f"{root}/probe"]))
+    if _dirty_pages(f"{root}/probe"):
+        pytest.skip("needs a file system on a disk")
+    path, dirty_bytes = f"{root}/file", []
+
+    def pieces():
+        for _ in range(16):
+            yield bytes(4 << 20)
+        dirty_bytes.append(_dirty_pages(path) * resource.getpagesize())
+        yield b"end"
+
+    asyncio.run(LocalStore().write(path, pieces(), size_bytes=(64 << 20) + 3))
+    assert dirty_bytes[0] <= 16 << 20
+    assert os.path.getsize(path) == (64 << 20) + 3
 
 
 def test_short_writes_lose_nothing():

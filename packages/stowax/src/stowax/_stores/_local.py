@@ -62,6 +62,9 @@ _GROUP_PIECES = 1024
 _GROUP_BYTES = 1 << 20
 # Below this, allocating first costs more than it saves.
 _ALLOCATE_FROM_BYTES = 1 << 20
+# So much is sent to the disk at once while a file is being written. What is smaller waits
+# for its sync: several files of a directory are quicker in one go.
+_WRITE_BACK_BYTES = 8 << 20
 # Devices gain little from more fsyncs at once, and the pool is for others too.
 _SYNC_LANES = 4
 
@@ -73,6 +76,7 @@ _OLD_SUFFIX = ".old"
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 class LocalStore:
@@ -234,7 +238,7 @@ def _write_pieces(
     pieces: Iterable[Buffer],
     size_bytes: int | None,
 ) -> None:
-    written_bytes = group_bytes = 0
+    written_bytes = group_bytes = sent_bytes = 0
     group: list[memoryview] = []
     for piece in pieces:
         view = byte_view(piece)
@@ -248,6 +252,9 @@ def _write_pieces(
             _write_group(file, group)
             written_bytes += group_bytes
             group_bytes = 0
+            if written_bytes - sent_bytes >= _WRITE_BACK_BYTES:
+                _send_to_disk(file, sent_bytes, written_bytes)
+                sent_bytes = written_bytes
     _write_group(file, group)
     written_bytes += group_bytes
     if size_bytes is not None and written_bytes != size_bytes:
@@ -268,6 +275,27 @@ def _write_group(file: int, group: list[memoryview]) -> None:
         del group[:whole]
         if count:
             group[0] = group[0][count:]
+
+
+def _send_to_disk(file: int, begin_bytes: int, end_bytes: int) -> None:
+    """Has the disk begin with what was written, so that the sync has less to wait for.
+
+    Only a hint: what goes wrong, and whether there is such a call, the sync will tell.
+    """
+    sync_file_range = _sync_file_range()
+    if sync_file_range is not None:
+        size_bytes = end_bytes - begin_bytes
+        sync_file_range(file, begin_bytes, size_bytes, _SYNC_FILE_RANGE_WRITE)
+
+
+@functools.cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    if sys.platform != "linux":
+        return None
+    function = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if function is not None:
+        function.argtypes = ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint
+    return function
 
 
 def _allocate(file: int, size_bytes: int) -> None:
