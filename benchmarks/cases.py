@@ -31,8 +31,8 @@ def _leaves(count: int, size_bytes: int, dtype: str = "float32") -> Tree:
 
 
 def _on_mesh(count: int, rows: int, *, is_sharded: bool) -> Tree:
-    """Matrices on a mesh of all devices, cut into parts or whole on each."""
-    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    """Matrices on a mesh of simulated devices, cut into parts or whole on each."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), devices=jax.devices("cpu")[:8])
     spec = PartitionSpec("data", "model") if is_sharded else PartitionSpec()
     sharding = NamedSharding(mesh, spec)
     leaf = jax.ShapeDtypeStruct((rows, 1024), jnp.float32, sharding=sharding)

@@ -23,9 +23,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
+import jax
 from cases import CASES, QUICK_CASES
 from libraries import LIBRARIES
 
@@ -101,6 +101,7 @@ def table(case: str, figures: Mapping[str, Figures]) -> list[str]:
             f"Raw: save {raw['save']:.3f} s, load {raw['load']:.3f} s warm and "
             f"{raw['load cold']:.3f} s cold, {raw['size'] / 1e9:.3f} GB."
         ),
+        *_transfers(raw),
         "",
         f"| library | {' | '.join(_heading(column) for column in COLUMNS)} |",
         f"|---|{'---|' * len(COLUMNS)}",
@@ -109,6 +110,14 @@ def table(case: str, figures: Mapping[str, Figures]) -> list[str]:
         cells = [_cell(column, values, raw) for column in COLUMNS]
         lines.append(f"| {library} | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def _transfers(raw: Figures) -> list[str]:
+    """What JAX needs to move the state, if it is not in host memory."""
+    if "to host" not in raw:
+        return []
+    to_host, to_device = raw["to host"], raw["to device"]
+    return [f"By JAX alone: {to_host:.3f} s to the host, {to_device:.3f} s back."]
 
 
 def _heading(column: str) -> str:
@@ -141,10 +150,12 @@ def compare(cases: Sequence[str], rounds: int, directory: str) -> list[str]:
 
 def machine() -> str:
     """What the figures were measured on."""
+    devices = {device.device_kind for device in jax.devices()} - {"cpu"}
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return (
         f"{os.cpu_count()} cores, {memory_bytes / (1 << 30):.0f} GiB of memory, "
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+        f"{''.join(f', {device}' for device in sorted(devices))}"
     )
 
 
@@ -171,8 +182,9 @@ _INTRODUCTION = (
     "Times of saves and loads are ratios to the raw disk in the same run (one file: "
     "written and synced by one thread; read into fresh memory, warm by one thread, "
     "cold by the best of one to four): 1.0 is the disk, more is slower.\n"
-    "Leaves are JAX arrays on CPU devices, of noise. Libraries have their defaults, "
-    "and what they saved is durable when the clock stops.\n"
+    "Leaves are JAX arrays of noise, on CPU devices unless there is a GPU. "
+    "Libraries have their defaults, and what they saved is durable when the clock "
+    "stops.\n"
     "Extra memory is the peak beyond the state and the result. It is not given where "
     "several devices hold the same. Figures of virtual machines vary by a factor of "
     "two from run to run, ratios by less."

@@ -5,6 +5,10 @@
 What holds on a CPU because host memory is shared holds here because it is copied.
 """
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,6 +156,60 @@ def test_memory_kind(tmp_path, accelerator, kind):
 
     assert loaded.sharding.memory_kind == kind
     assert bits(loaded) == bits(array)
+
+
+@pytest.mark.parametrize("pin", [True, False, None])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_however_it_comes_to_the_host(tmp_path, accelerator, dtype, pin):
+    """Through page-locked memory or without: the same bits, of any layout."""
+    array = jax.device_put((jnp.arange(96) % 2).reshape(8, 12).astype(dtype))
+    state = {
+        "w": array,
+        "transposed": array.T,
+        "empty": array[:0],
+        "one": array[3, 4],
+        "pinned": jax.device_put(
+            array, SingleDeviceSharding(accelerator, memory_kind="pinned_host")
+        ),
+    }
+    saving = ocp.options.ArrayOptions.Saving(enable_pinned_host_transfer=pin)
+
+    with ocp.Context(array=ocp.options.ArrayOptions(saving=saving)):
+        ocp.save_async(tmp_path / "c", state).result()
+
+    loaded = ocp.load(tmp_path / "c")
+    assert {k: bits(v) for k, v in loaded.items()} == {
+        k: bits(v) for k, v in state.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["device", "pinned_host"])
+def test_donation_after_a_background_save(tmp_path, accelerator, kind):
+    """What is overwritten in place after `save_async` was saved as it was before."""
+    sharding = SingleDeviceSharding(accelerator, memory_kind=kind)
+    state = {f"{i}": jax.device_put(np.full(1 << 20, i), sharding) for i in range(8)}
+    donate = jax.jit(lambda x: x * 0 - 1, donate_argnums=0, out_shardings=sharding)
+
+    response = ocp.save_async(tmp_path / "c", state)
+    changed = jax.tree.map(donate, state)
+    jax.block_until_ready(changed)
+    response.result()
+
+    loaded = ocp.load(tmp_path / "c")
+    assert all(np.all(np.asarray(loaded[f"{i}"]) == i) for i in range(8))
+
+
+def test_more_than_there_is_of_page_locked_memory(tmp_path):
+    """When page-locked memory runs out, ordinary memory is used."""
+    script = f"""
+import jax, jax.numpy as jnp, numpy as np, stowax as ocp
+state = {{str(i): jnp.full(1 << 26, i, jnp.float32) for i in range(8)}}
+ocp.save_async({str(tmp_path / "c")!r}, state).result()
+loaded = ocp.load({str(tmp_path / "c")!r})
+assert all(bool((loaded[name] == array).all()) for name, array in state.items())
+"""
+    environment = os.environ | {"XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB": "1"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
 
 def test_named_sharding(tmp_path, accelerator):

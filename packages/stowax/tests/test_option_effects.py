@@ -236,8 +236,8 @@ PROOFS = {
     "memory.expected_surge_bytes": Effect(
         "test_staging.py::test_the_default_follows_the_memory_that_is_left"
     ),
-    "memory.is_prioritized_key_fn": Hint(
-        lambda path: True, "all leaves are safe once `save_async` has returned"
+    "memory.is_prioritized_key_fn": Effect(
+        "test_staging.py::test_leaves_that_are_written_first"
     ),
     "memory.serialization_status_callback": Refused(object()),
     "memory.deepcopy_host_arrays": Effect(

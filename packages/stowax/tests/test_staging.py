@@ -58,10 +58,12 @@ def store():
     made.gate.set()
 
 
-def context(runtime, store, limit_bytes=None, **options):
+def context(runtime, store, limit_bytes=None, is_first=None, **options):
     """A Context with a staging limit; what hangs, fails."""
     options.setdefault("asynchronous", stowax.options.AsyncOptions(timeout_secs=30))
-    memory = stowax.options.MemoryOptions(write_concurrent_bytes=limit_bytes)
+    memory = stowax.options.MemoryOptions(
+        write_concurrent_bytes=limit_bytes, is_prioritized_key_fn=is_first
+    )
     file = stowax.options.FileOptions(store=store)
     return stowax.Context(runtime=runtime, memory=memory, file=file, **options)
 
@@ -90,6 +92,14 @@ def in_thread(call):
 
     join.has_ended = lambda: not thread.is_alive()
     return join
+
+
+async def read_whole(store, path):
+    """The bytes of a file."""
+    entry = await store.stat(path)
+    data = bytearray(entry.size_bytes)
+    await store.read_into(path, 0, data)
+    return bytes(data)
 
 
 def host_state(count=8, size_bytes=64 * KIB):
@@ -193,6 +203,7 @@ def test_any_state_under_any_budget(data):
     sizes = data.draw(st.lists(st.integers(0, 5000), max_size=12))
     limit_bytes = data.draw(st.integers(1, 20_000))
     file_bytes = data.draw(st.sampled_from([0, 1000, 4000]))
+    early = data.draw(st.sets(st.sampled_from([f"{i}" for i in range(12)])))
     rng = np.random.default_rng(0)
     items = {
         name: {
@@ -205,7 +216,10 @@ def test_any_state_under_any_budget(data):
     array = stowax.options.ArrayOptions()
     array.saving.ocdbt_target_data_file_size = file_bytes
 
-    with context(runtime, store, limit_bytes, array=array):
+    def is_first(path):
+        return path[0].key in early
+
+    with context(runtime, store, limit_bytes, is_first, array=array):
         response = stowax.save_checkpointables_async("/c", items)
         for leaf in jax.tree.leaves(items):
             leaf[...] = 0
@@ -217,6 +231,57 @@ def test_any_state_under_any_budget(data):
     largest = max(sizes, default=0)
     assert runtime.staging_budget.peak_bytes <= max(limit_bytes, largest)
     assert runtime.staging_budget.taken_bytes == 0
+
+
+@pytest.mark.parametrize("limit_bytes", [128 * KIB, None])
+def test_leaves_that_are_written_first(runtime, store, limit_bytes):
+    """What the caller prefers lies before the rest, in order, whatever fits."""
+    state = {"params": host_state(4), "step": np.full(9, 7), "z": np.full(5, 8)}
+    store.gate.set()
+
+    def is_first(path):
+        return path[0].key != "params"
+
+    with context(runtime, store, limit_bytes, is_first):
+        stowax.save_async("/c", state).result()
+        found = stowax.load("/c")
+
+    with context(runtime, store):
+        first = asyncio.run(read_whole(store, "/c/state/d/data-0"))
+    assert first.startswith(state["step"].tobytes())
+    assert 0 < first.index(state["z"].tobytes()) < KIB
+    assert differences(state, found) == []
+
+
+def test_what_is_written_first_may_change(runtime, store):
+    """A later save of the same structure follows the answers that it gets."""
+    state = {"a": np.full(100, 1, np.uint8), "b": np.full(100, 2, np.uint8)}
+    store.gate.set()
+    begin = {}
+
+    for name in ("a", "b", "a"):
+        with context(runtime, store, is_first=lambda path, n=name: path[0].key == n):
+            stowax.save(f"/{len(begin)}", state)
+            data = asyncio.run(read_whole(store, f"/{len(begin)}/state/d/data-0"))
+            begin[len(begin)] = data[0]
+
+    assert [*begin.values()] == [1, 2, 1]
+
+
+def test_a_failing_preference_names_the_leaf(runtime, store):
+    """What the function raises is told with the leaf that it was asked of."""
+    store.gate.set()
+
+    def is_first(path):
+        raise ZeroDivisionError
+
+    with (
+        context(runtime, store, is_first=is_first),
+        pytest.raises(ZeroDivisionError) as caught,
+    ):
+        stowax.save("/c", {"w": np.zeros(3)})
+
+    assert any("at leaf w" in note for note in caught.value.__notes__)
 
 
 def test_a_failure_ends_the_wait(runtime, store):

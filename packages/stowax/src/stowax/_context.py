@@ -140,6 +140,13 @@ class SaveSettings:
     share_among_most: int | None = None
     """How many of the processes that hold a part are considered; None: all."""
 
+    pins_transfers: bool | None = None
+    """Whether devices write to page-locked host memory; None: GPUs do."""
+
+    is_first: Callable[[Any], Any] | None = field(default=None, compare=False)
+    """Called with the key path of a leaf: whether it is staged and written before
+    others. Not compared: what it answers decides, not who."""
+
     record_shardings: bool = True
     """Whether shardings are written down."""
 
@@ -531,7 +538,7 @@ class Context(OptionGroup):
             deepcopy_host_arrays=self.memory.deepcopy_host_arrays,
             memory=_memory_settings(self.memory),
             barrier_prefix=self.multiprocessing.barrier_sync_key_prefix or "",
-            saving=_saving(self.array.saving),
+            saving=_saving(self.array.saving, self.memory),
             permission_mode=self.file.path_permission_mode,
             path_class=self.file.path_class,
             refusals=_refusals(self),
@@ -687,7 +694,7 @@ def storage_settings(
     )
 
 
-def _saving(options: ArrayOptions.Saving) -> SaveSettings:
+def _saving(options: ArrayOptions.Saving, memory: MemoryOptions) -> SaveSettings:
     share = options.use_replica_parallel
     return SaveSettings(
         storage=storage_settings(options.storage_options),
@@ -697,6 +704,8 @@ def _saving(options: ArrayOptions.Saving) -> SaveSettings:
         share_among_replicas=True if share is None else share,
         share_from_bytes=options.min_slice_bytes_for_replica_parallel or 0,
         share_among_most=options.max_replicas_for_replica_parallel,
+        pins_transfers=options.enable_pinned_host_transfer,
+        is_first=memory.is_prioritized_key_fn,
         record_shardings=options.enable_write_sharding_file,
         record_array_metadata=options.array_metadata_store is not None,
     )

@@ -20,7 +20,14 @@ from stowax._codecs._zarr import dtype_name
 from stowax._context import SaveSettings
 from stowax._formats._orbax_strings import check_string_names
 from stowax._formats._stowax import PROCESS_PREFIX
-from stowax._keypath import FlatTree, Node, at_leaf, check_names, flatten
+from stowax._keypath import (
+    FlatTree,
+    Node,
+    at_leaf,
+    check_names,
+    flatten,
+    jax_key_path,
+)
 from stowax._leaves._base import Description
 from stowax._leaves._jax_array import is_key
 from stowax._leaves._refusal import check_all
@@ -98,11 +105,12 @@ def stage_item(
         raise TreeError("None is no state; to save nothing, save an empty dict, {}")
     flat = flatten(tree, leaves.takes_value)
     encoded, outlines = _encode(flat, leaves, processes)
+    first = _first(flat, saving)
 
     def lay_out(part_limit_bytes: int) -> ItemLayout:
         key = None
         if not leaves.are_taught and saving.storage_of_leaf is None:
-            identity = processes.index, processes.count, part_limit_bytes
+            identity = processes.index, processes.count, part_limit_bytes, first
             # To NumPy, None is equal to float64.
             is_converted = saving.storage.dtype is not None
             kinds = [kind for kind, _, _ in encoded]
@@ -117,6 +125,7 @@ def stage_item(
             processes,
             saving=saving,
             codec=codec,
+            first=first,
             part_limit_bytes=part_limit_bytes,
         )
         if key is not None:
@@ -129,7 +138,13 @@ def stage_item(
         layout = lay_out(_part_limit_bytes(limit_bytes))
         sizes_bytes = _sizes_bytes(layout, encoded, borrow=borrow)
     fetch = functools.partial(
-        _fetch, layout.plan, flat.names, encoded, processes, borrow
+        _fetch,
+        layout.plan,
+        flat.names,
+        encoded,
+        processes,
+        borrow,
+        saving.pins_transfers,
     )
     staging = Staging(layout.plan, fetch, sizes_bytes, budget, limit_bytes)
     return StagedItem(layout=layout, staging=staging)
@@ -161,6 +176,18 @@ def _encode(
     return encoded, outlines
 
 
+def _first(flat: FlatTree, saving: SaveSettings) -> tuple[int, ...]:
+    """The leaves that the caller wants to be staged and written before the others."""
+    if saving.is_first is None:
+        return ()
+    found: list[int] = []
+    for leaf, (path, name) in enumerate(zip(flat.paths, flat.names, strict=True)):
+        with at_leaf(name):
+            if saving.is_first(jax_key_path(path)):
+                found.append(leaf)
+    return tuple(found)
+
+
 def _earlier_errors(
     encoded: Sequence[EncodedLeaf], names: Sequence[str], processes: Processes
 ) -> list[UnsupportedLeafError]:
@@ -183,6 +210,7 @@ def _lay_out(
     *,
     saving: SaveSettings,
     codec: str | None,
+    first: Sequence[int],
     part_limit_bytes: int,
 ) -> ItemLayout:
     check_names(flat.root)
@@ -204,8 +232,9 @@ def _lay_out(
             shared[key] = _layout(description, storage, codec)
         layouts[leaf] = shared[key]
     alone = processes.count == 1
+    early = {leaf: layouts[leaf] for leaf in first if leaf in layouts}
     plan = plan_write(
-        layouts,
+        early | layouts,  # Of a leaf in both, the place in the first.
         process_index=processes.index,
         data_directory="d/" if alone else f"{PROCESS_PREFIX}{processes.index}/d/",
         sharing=Sharing(
@@ -337,6 +366,7 @@ def _fetch(
     encoded: Sequence[EncodedLeaf],
     processes: Processes,
     borrow: bool,
+    pin: bool | None,
     positions: range,
 ) -> list[np.ndarray]:
     """The host memory of some parts that this process writes."""
@@ -350,7 +380,7 @@ def _fetch(
         except Exception:  # Any failure deserves its place; raised again as it is.
             with at_leaf(names[leaf]):
                 raise
-    return to_host(staged)
+    return to_host(staged, pin=pin)
 
 
 def _leaf_of(part: PartWrite) -> int:

@@ -28,6 +28,8 @@ ALIGNMENT_BYTES = 64
 _SMALL_BYTES = 4 << 10
 """Below this, JAX is quicker to copy memory than to adopt it."""
 
+_PINNED = "pinned_host"
+
 _SHARDS = threading.Lock()
 
 
@@ -43,12 +45,64 @@ def shards_here(array: jax.Array) -> dict[jax.Device, jax.Array]:
     return {shard.device: shard.data for shard in shards}
 
 
-def to_host(parts: Sequence[jax.Array | np.ndarray]) -> list[np.ndarray]:
-    """Host memory of single-device arrays; all transfers run side by side."""
+def to_host(
+    parts: Sequence[jax.Array | np.ndarray], *, pin: bool | None = None
+) -> list[np.ndarray]:
+    """Host memory of single-device arrays; all transfers run side by side.
+
+    Args:
+        parts: Arrays of NumPy are answered as they are.
+        pin: Whether transfers go through page-locked memory, which a device writes to
+            by itself; None: from GPUs, of which one brought a GiB in 0.02 s that way,
+            in 0.6 s otherwise.
+    """
+    parts = _pinned(parts, pin)
     for part in parts:
         if isinstance(part, jax.Array) and not shares_host_memory(part.sharding):
             part.copy_to_host_async()
     return [np.asarray(part) for part in parts]
+
+
+def _pinned(
+    parts: Sequence[jax.Array | np.ndarray], pin: bool | None
+) -> Sequence[jax.Array | np.ndarray]:
+    """Has what lies on devices that can do so copied to page-locked memory."""
+    places = {
+        position: place
+        for position, part in enumerate(parts)
+        if isinstance(part, jax.Array)
+        and (place := _pinned_place(part.sharding, pin)) is not None
+    }
+    if not places:
+        return parts
+    moved = [parts[position] for position in places]
+    try:
+        # One call: that is twice as fast for many small arrays.
+        pinned = jax.device_put(moved, list(places.values()))
+        jax.block_until_ready(pinned)
+    except jax.errors.JaxRuntimeError:
+        # Such memory is scarce; what is wrong beyond that shows without it, too.
+        return parts
+    found = list(parts)
+    for position, array in zip(places, pinned, strict=True):
+        found[position] = array
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _pinned_place(
+    sharding: jax.sharding.Sharding, pin: bool | None
+) -> jax.sharding.Sharding | None:
+    """Where the transfer of a single-device array goes; None: to ordinary memory."""
+    (device,) = sharding.device_set
+    if not (device.platform == "gpu" if pin is None else pin):
+        return None
+    if shares_host_memory(sharding):
+        return None
+    kinds = {memory.kind for memory in device.addressable_memories()}
+    if _PINNED not in kinds or sharding.memory_kind == _PINNED:
+        return None
+    return jax.sharding.SingleDeviceSharding(device, memory_kind=_PINNED)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -68,8 +122,9 @@ def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def to_default_device(part: np.ndarray) -> jax.Array:
     """An uncommitted array, as `jnp.zeros` makes one; the memory may be adopted."""
     is_plain = part.nbytes < _SMALL_BYTES and part.dtype.isbuiltin == 1
-    if is_plain and mesh_in_scope() is None:
-        # Twice as fast, but it copies, knows fewer dtypes, and spreads over a mesh.
+    if is_plain and mesh_in_scope() is None and jax.default_backend() == "cpu":
+        # Twice as fast on a CPU, three times slower on a GPU. It copies, knows fewer
+        # dtypes, and spreads over a mesh.
         return jnp.asarray(part)
     return jax.device_put(part)
 

@@ -337,7 +337,11 @@ class ArrayOptions(OptionGroup):
         """
 
         enable_pinned_host_transfer: bool | None = None
-        """A hint: transfers through pinned memory; None decides by platform."""
+        """Whether devices bring arrays to page-locked memory of the host.
+
+        None: GPUs do, which is many times faster. Where a device has no such memory, or
+        none is left, ordinary memory is used.
+        """
 
         enable_post_merge_validation: bool = True
         """A hint: that all parts were written, once, is always checked."""
@@ -575,8 +579,11 @@ class MemoryOptions(OptionGroup):
     """
 
     is_prioritized_key_fn: Callable[[PyTreeKeyPath], bool] | None = None
-    """Which leaves to transfer first. Ignored for now: all leaves are safe once
-    `save_async` has returned."""
+    """Which leaves to stage and to write before all others.
+
+    It is given the key path of each leaf. As ever, all leaves are safe once
+    `save_async` has returned; this matters for a state larger than the limit above.
+    """
 
     # `object`, because Orbax's protocol is no part of its v1 names.
     serialization_status_callback: object | None = None

@@ -62,8 +62,8 @@ _GROUP_PIECES = 1024
 _GROUP_BYTES = 1 << 20
 # Below this, allocating first costs more than it saves.
 _ALLOCATE_FROM_BYTES = 1 << 20
-# So much is sent to the disk at once while a file is being written. What is smaller waits
-# for its sync: several files of a directory are quicker in one go.
+# So much is sent to the disk at once while a file is being written. What is smaller
+# waits for its sync: small files are quicker together.
 _WRITE_BACK_BYTES = 8 << 20
 # Devices gain little from more fsyncs at once, and the pool is for others too.
 _SYNC_LANES = 4
