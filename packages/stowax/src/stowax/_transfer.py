@@ -78,7 +78,7 @@ def _pinned(
     moved = [parts[position] for position in places]
     try:
         # One call: that is twice as fast for many small arrays.
-        pinned = jax.device_put(moved, list(places.values()))
+        pinned = jax.device_put(moved, list(places.values()), may_alias=False)
         jax.block_until_ready(pinned)
     except jax.errors.JaxRuntimeError:
         # Such memory is scarce; what is wrong beyond that shows without it, too.
@@ -94,13 +94,14 @@ def _pinned_place(
     sharding: jax.sharding.Sharding, pin: bool | None
 ) -> jax.sharding.Sharding | None:
     """Where the transfer of a single-device array goes; None: to ordinary memory."""
-    (device,) = sharding.device_set
-    if not (device.platform == "gpu" if pin is None else pin):
-        return None
     if shares_host_memory(sharding):
         return None
+    if sharding.memory_kind == _PINNED:
+        # In any case: were a view of it held, JAX would refuse to donate it.
+        return sharding
+    (device,) = sharding.device_set
     kinds = {memory.kind for memory in device.addressable_memories()}
-    if _PINNED not in kinds or sharding.memory_kind == _PINNED:
+    if _PINNED not in kinds or not (device.platform == "gpu" if pin is None else pin):
         return None
     return jax.sharding.SingleDeviceSharding(device, memory_kind=_PINNED)
 
