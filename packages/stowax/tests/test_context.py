@@ -398,6 +398,7 @@ def test_each_option_reaches_the_settings(option, value, field):
         ("array.loading.raise_array_data_missing_error", False, "fills_missing", True),
         ("array.loading.casting", "safe", "casting", "safe"),
         ("array.loading.as_numpy", True, "as_numpy", True),
+        ("array.loading.memory_map", True, "maps_files", True),
         ("array.loading.mesh", MESH, "mesh", MESH),
     ],
 )

@@ -122,7 +122,7 @@ def _top(name: str | None) -> str:
 
 
 def test_what_an_import_costs():
-    """Beside JAX it brings checksums and no other library, and no full garbage collection."""
+    """Beside JAX one library, for checksums, and no collection of all garbage."""
     script = """
 import gc, sys
 import jax.experimental.layout, jax.experimental.multihost_utils

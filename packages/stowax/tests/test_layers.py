@@ -57,6 +57,7 @@ LAYERS = {
     "_digest": 4,
     "_engine_read": 4,
     "_engine_write": 4,
+    "_mapped": 4,
     "_response": 4,
     "_staging": 4,
     "_stores": 4,

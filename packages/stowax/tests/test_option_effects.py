@@ -162,6 +162,10 @@ PROOFS = {
         "test_load_numpy.py::test_abstract_states",
         "test_load_numpy.py::test_no_backend",
     ),
+    "array.loading.memory_map": Effect(
+        "test_mapped.py::test_what_is_large_is_mapped",
+        "test_mapped.py::test_any_chunks_onto_any_mesh",
+    ),
     "array.loading.mesh": Effect("test_load_abstract.py::TestAbstractMesh::test_given"),
     "array.loading.use_load_and_broadcast": Hint(True, ONE_READS_FOR_ITSELF),
     "array.loading.load_and_broadcast_options.replica_axis_index": Hint(

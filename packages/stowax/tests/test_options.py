@@ -24,6 +24,7 @@ OURS = {
     "PyTreeOptions.Loading.container_types",
     "ArrayOptions.Loading.casting",
     "ArrayOptions.Loading.as_numpy",
+    "ArrayOptions.Loading.memory_map",
     "ArrayOptions.Loading.mesh",
 }
 

@@ -97,6 +97,9 @@ class LoadSettings:
     as_numpy: bool = False
     """Whether arrays come back as NumPy unless asked for with a sharding."""
 
+    maps_files: bool = False
+    """Whether arrays may be mappings of local files instead of copies."""
+
     mesh: jax.sharding.Mesh | None = None
     """What shardings over an abstract mesh are resolved against."""
 
@@ -652,6 +655,7 @@ def _load_settings(context: Context) -> LoadSettings:
         pads=arrays.enable_padding_and_truncation,
         fills_missing=not arrays.raise_array_data_missing_error,
         as_numpy=arrays.as_numpy,
+        maps_files=arrays.memory_map,
         mesh=_mesh(arrays.mesh),
     )
 

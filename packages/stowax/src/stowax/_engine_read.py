@@ -9,11 +9,12 @@ sees a byte, and scratch memory counts against the reading budget.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -26,6 +27,7 @@ from stowax._codecs._compression import CODECS
 from stowax._codecs._zarr import dtype_from_name
 from stowax._formats._base import ReadRequest
 from stowax._manifest import ChunkTable, LeafEntry, Manifest
+from stowax._mapped import map_file
 from stowax._plan._blocks import boxes_of_run, needed_blocks
 from stowax._runtime import on_worker
 from stowax._stores._base import Store, join
@@ -139,7 +141,7 @@ class ChunkSource:
         found: dict[tuple[int, tuple[int, ...]], ChunkRead | None] = {}
         locate = self._index.locate
         for request in requests:
-            leaf, wanted, out = request
+            leaf, wanted, out, _ = request
             form = self._leaves[leaf].form
             if form.shape == form.chunk_shape == wanted.stop and not any(wanted.start):
                 # Most leaves are one chunk, and wanted whole.
@@ -213,6 +215,8 @@ class ChunkSource:
                 await self._fill(path, [chunk], chunk.offset_bytes, payload)
                 await on_worker(self._take, path, chunk, payload)
             return
+        if direct is not None and await self._map(path, chunk, direct):
+            return
         for begin, end in _pieces(chunk):
             if direct is not None:
                 await self._read_piece(path, chunk, begin, direct[begin:end])
@@ -221,6 +225,28 @@ class ChunkSource:
                 piece = np.empty(end - begin, np.uint8)
                 await self._read_piece(path, chunk, begin, piece)
                 await on_worker(_copy_out, chunk, piece, begin)
+
+    async def _map(self, path: str, chunk: ChunkRead, direct: np.ndarray) -> bool:
+        """Has the caller's memory show the file, and verifies what it shows, once."""
+        request, _ = chunk.uses[0]
+        file = self._store.local_path(path) if request.may_map else None
+        if file is None:
+            return False
+
+        def map_and_check() -> bool:
+            is_mapped = map_file(
+                file,
+                chunk.offset_bytes,
+                direct,
+                is_end=_end(direct) == _end(request.out),
+                reads_ahead=self._verify,
+            )
+            if is_mapped:
+                self._check(path, chunk, direct)
+            return is_mapped
+
+        async with self._saying_what_is_lost(path, [chunk]):
+            return await on_worker(map_and_check)
 
     async def _read_piece(
         self, path: str, chunk: ChunkRead, begin_bytes: int, memory: np.ndarray
@@ -238,8 +264,16 @@ class ChunkSource:
         memory: np.ndarray,
     ) -> None:
         """Reads what lies there, and says what is lost if it cannot."""
-        try:
+        async with self._saying_what_is_lost(path, chunks):
             await self._store.read_into(path, offset_bytes, memory.data)
+
+    @contextlib.asynccontextmanager
+    async def _saying_what_is_lost(
+        self, path: str, chunks: Sequence[ChunkRead]
+    ) -> AsyncGenerator[None]:
+        """Names the leaves of a file that is missing or too short."""
+        try:
+            yield
         except (FileNotFoundError, CorruptCheckpointError) as error:
             entry = await self._store.stat(path)
             size_bytes = 0 if entry is None else entry.size_bytes
@@ -403,6 +437,11 @@ def _direct_memory(chunk: ChunkRead) -> np.ndarray | None:
     if not view.flags.c_contiguous:
         return None
     return view.reshape(-1).view(np.uint8)
+
+
+def _end(array: np.ndarray) -> int:
+    """The address behind the last byte."""
+    return array.ctypes.data + array.nbytes
 
 
 def _pieces(chunk: ChunkRead) -> Iterator[tuple[int, int]]:

@@ -33,6 +33,7 @@ from stowax._leaves._abstract import asked_layout
 from stowax._leaves._base import UnlikeError, Wanted
 from stowax._leaves._registry import Leaves, kind_of_target
 from stowax._manifest import TEXT_KINDS, LeafForm
+from stowax._mapped import CAN_MAP
 from stowax._plan._index import View
 from stowax._plan._rows import Cause, LeafPreview, Outcome
 from stowax._processes import Processes
@@ -219,6 +220,7 @@ def fit_leaf(
         # By identity: to NumPy, None is equal to float64.
         is_as_read=(wanted.dtype is None or wanted.dtype == dtype)
         and all(part.box == part.inner and view is None for part in parts),
+        may_map=CAN_MAP and loading.maps_files,
     )
     lost = plan.loss() or ""
     cause: Cause = "cast"

@@ -17,6 +17,7 @@ from stowax._leaves._abstract import is_array_like
 from stowax._leaves._base import Placer, StandardLeaf, Wanted
 from stowax._leaves._jax_array import JaxArrayLeaf
 from stowax._manifest import LeafForm
+from stowax._mapped import allocate_pages
 from stowax._plan._cast import convert, loss
 from stowax._processes import Processes
 from stowax._transfer import allocate
@@ -51,6 +52,8 @@ class LeafPlan:
     parts: tuple[PartPlan, ...]
     is_as_read: bool
     """Whether every part of the value is just what is read."""
+    may_map: bool = False
+    """Whether memory may show the files."""
 
     def begin(self, position: int, path: KeyPath) -> BegunLeaf:
         """Takes the memory that is to be filled.
@@ -67,7 +70,12 @@ class LeafPlan:
             return BegunLeaf(self, path, [])
         try:
             requests = [
-                ReadRequest(position, stored, _memory(shape, dtype))
+                ReadRequest(
+                    position,
+                    stored,
+                    _memory(shape, dtype, self.may_map),
+                    self.may_map,
+                )
                 for _, _, stored, shape in self.parts
                 if stored is not None
             ]
@@ -174,7 +182,9 @@ class Placing:
                 raise
 
 
-def _memory(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _memory(
+    shape: tuple[int, ...], dtype: np.dtype, may_map: bool = False
+) -> np.ndarray:
     """Host memory for a part of a leaf.
 
     A document can claim any shape, and a large array may well be meant for many hosts;
@@ -184,7 +194,7 @@ def _memory(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         HostMemoryError: There is not enough.
     """
     try:
-        return allocate(shape, dtype)
+        return allocate_pages(shape, dtype) if may_map else allocate(shape, dtype)
     except MemoryError as error:
         size_bytes = math.prod(shape) * dtype.itemsize
         raise HostMemoryError(

@@ -426,6 +426,23 @@ class ArrayOptions(OptionGroup):
         a machine without them reads any checkpoint. Ours.
         """
 
+        memory_map: bool = False
+        """Whether arrays are local files, mapped into memory, instead of copies.
+
+        For what is read and hardly changed: inference, or many processes that load the
+        same weights, which then share the memory. The bytes are verified once, when
+        they are mapped; with `IntegrityOptions.verify` off they are not even read
+        before they are used. NumPy arrays, and arrays of JAX on the CPU, stay mapped as
+        long as they live; what a program writes to them does not reach the file.
+
+        The files must not be changed in place, nor cut short, while arrays live:
+        the arrays would change, or the process be killed. To delete or to replace the
+        checkpoint is no such change on a local disk.
+
+        Mapped is what lies in uncompressed chunks of more than a MiB, on local file
+        systems, in checkpoints of this library; everything else is read. Ours.
+        """
+
         # `object`, because a mesh is JAX's own.
         mesh: object | None = None
         """A `jax.sharding.Mesh` for shardings over an `AbstractMesh` in an abstract

@@ -39,6 +39,8 @@ class ReadRequest(NamedTuple):
     box: Box
     out: np.ndarray
     """C-contiguous, of the box's shape and the stored dtype."""
+    may_map: bool = False
+    """Whether `out` is memory of `allocate_pages`, and may show a file."""
 
 
 class ArraySource(Protocol):

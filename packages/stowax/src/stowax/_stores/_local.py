@@ -311,7 +311,7 @@ def _allocate(file: int, size_bytes: int) -> None:
 
 
 def _read_range(path: str, offset_bytes: int, view: memoryview) -> None:
-    with _naming(path), open(path, "rb", buffering=0, opener=_open_to_read) as file:
+    with _naming(path), open(path, "rb", buffering=0, opener=open_to_read) as file:
         file.seek(offset_bytes)
         filled_bytes = 0
         while filled_bytes < len(view):
@@ -322,7 +322,7 @@ def _read_range(path: str, offset_bytes: int, view: memoryview) -> None:
             filled_bytes += count
 
 
-def _open_to_read(path: str, flags: int) -> int:
+def open_to_read(path: str, flags: int) -> int:
     """Opens a file, and nothing else: a named pipe would keep us waiting for ever."""
     try:
         file = os.open(path, flags | _NONBLOCK)
@@ -501,7 +501,7 @@ def _complete_replacement(final: str) -> None:
     if not os.path.lexists(record):
         return
     with _alone(record):
-        with open(record, "rb", opener=_open_to_read) as file:
+        with open(record, "rb", opener=open_to_read) as file:
             name = parse_replacement(file.read())
         if name is not None:  # Otherwise it was cut short, before any rename.
             draft = posixpath.join(parent, name)
