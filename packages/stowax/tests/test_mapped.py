@@ -1,5 +1,6 @@
 """Arrays that are files: the same bits, verified once, and nobody else's to change."""
 
+import mmap
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from sample_trees import JAX_DTYPES, bits, differences, mesh
 
 import stowax as ocp
-from stowax._mapped import CAN_MAP
+from stowax._mapped import CAN_MAP, allocate_pages, map_file
 
 if not CAN_MAP:
     pytest.skip("this system cannot map files", allow_module_level=True)
@@ -201,6 +202,28 @@ def test_any_chunks_onto_any_mesh(data, tmp_path_factory):
     assert spread.sharding == target.sharding
     assert np.array_equal(spread, values.astype(target.dtype))
     assert np.array_equal(loading(path)["w"], values)
+
+
+def test_only_whole_pages(tmp_path):
+    """A mapping never reaches into memory that belongs to another chunk."""
+    page = mmap.PAGESIZE
+    (tmp_path / "file").write_bytes(bytes(range(256)) * (page // 64))
+    memory = allocate_pages((3 * page + 9,), np.dtype(np.uint8))
+
+    def mapped(offset_bytes, begin, end, *, is_end=False):
+        part = memory[begin:end]
+        return map_file(
+            tmp_path / "file", offset_bytes, part, is_end=is_end, reads_ahead=True
+        )
+
+    assert not mapped(0, 0, page + 9)
+    assert not mapped(0, 9, page + 9)
+    assert not mapped(64, 0, page)
+    assert not memory.any()
+    assert mapped(page, 0, page)
+    assert mapped(0, 2 * page, 3 * page + 9, is_end=True)
+    assert bytes(memory[: page + 9]) == bytes(range(256)) * (page // 256) + bytes(9)
+    assert bytes(memory[-9:]) == bytes(range(9))
 
 
 def test_where_there_is_nothing_to_map(tmp_path):
