@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from sample_trees import bits, differences, mesh, shardings
 
 import stowax
+from stowax._codecs._checksum import BLOCK_BYTES
 from stowax.errors import (
     CorruptCheckpointError,
     InvalidNameError,
@@ -184,22 +185,22 @@ class TestWhatIsRead:
         return np.asarray(loaded), sum(call.size_bytes for call in data)
 
     def test_of_one_chunk(self, store):
-        """Of a large chunk the MiB blocks are read that the slice lies in."""
+        """Of a large chunk the blocks are read that the slice lies in."""
         row = 4 * self.MIB
 
         loaded, read_bytes = self.load(store, np.s_[2, 5:9])
         assert loaded.tolist() == [2 * row + i for i in range(5, 9)]
-        assert read_bytes == self.MIB
+        assert read_bytes == BLOCK_BYTES
 
-        # Four bytes per element: the slice lies in the second and the third block.
+        # Four bytes per element: the slice lies on both sides of a border.
         middle = self.MIB // 2
         loaded, read_bytes = self.load(store, np.s_[0, middle - 1 : middle + 1])
         assert loaded.tolist() == [middle - 1, middle]
-        assert read_bytes == 2 * self.MIB
+        assert read_bytes == 2 * BLOCK_BYTES
 
         loaded, read_bytes = self.load(store, np.s_[3, -1:])
         assert loaded.tolist() == [4 * row - 1]
-        assert read_bytes == self.MIB
+        assert read_bytes == BLOCK_BYTES
 
     def test_of_several_chunks(self, store):
         """Of every chunk that it touches."""
@@ -208,24 +209,24 @@ class TestWhatIsRead:
         assert loaded.tolist() == [
             [4 * self.MIB * row + i for i in range(3)] for row in (1, 2)
         ]
-        assert read_bytes == 2 * self.MIB
+        assert read_bytes == 2 * BLOCK_BYTES
 
     def test_it_is_verified(self, tmp_path):
         """Bytes that are read are compared with their checksums, others are not."""
-        host = np.arange(self.MIB, dtype=np.uint32)  # Four blocks.
+        host = np.arange(self.MIB, dtype=np.uint32)  # Of 4 MiB.
         stowax.save(tmp_path / "checkpoint", {"w": host})
         (data,) = (tmp_path / "checkpoint/state/d").glob("data-*")
         damaged = bytearray(data.read_bytes())
-        damaged[2 * self.MIB + 7] ^= 1
+        damaged[2 * BLOCK_BYTES + 7] ^= 1
         data.write_bytes(damaged)
-        block = self.MIB // 4
+        block = BLOCK_BYTES // 4
 
         for n in (0, 1, 3):
             loaded = stowax.load_leaf(
                 tmp_path / "checkpoint", "w", index=np.s_[n * block : (n + 1) * block]
             )
             assert loaded[0] == n * block
-        with pytest.raises(CorruptCheckpointError, match="MiB 2 of 4"):
+        with pytest.raises(CorruptCheckpointError, match="block 2 of 32"):
             stowax.load_leaf(tmp_path / "checkpoint", "w", index=3 * block - 1)
 
 

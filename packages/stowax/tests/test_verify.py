@@ -14,7 +14,7 @@ from sample_damage import read_files
 from sample_trees import bits, sharded_arrays
 
 import stowax
-from stowax._codecs._checksum import seal, unseal
+from stowax._codecs._checksum import BLOCK_BYTES, seal, unseal
 from stowax._stores._local import LocalStore
 from stowax.errors import (
     CheckpointableNotFoundError,
@@ -211,24 +211,25 @@ class TestDamage:
         assert len(str(caught.value.report).splitlines()) > 50
 
     @pytest.mark.parametrize("compressed", [False, True])
-    def test_the_mib(self, tmp_path, compressed):
-        """Of a large chunk the MiB is told, and two of them are two places."""
+    def test_the_block(self, tmp_path, compressed):
+        """Of a large chunk the block is told, and two of them are two places."""
         saving = ArrayOptions.Saving(use_compression=compressed)
         with stowax.Context(array=ArrayOptions(saving=saving)):
             stowax.save(tmp_path / "c", {"w": bits("uint8", (5 * MIB + 7,))})
         file = tmp_path / "c/state/d/data-0"
-        for position in (MIB + 3, 2 * MIB - 1, 2 * MIB, 4 * MIB + 3):
+        step = BLOCK_BYTES
+        for position in (step + 3, 2 * step - 1, 2 * step, 4 * step + 3):
             flip(file, position)
 
         found = damages(tmp_path / "c")
 
-        places = [(MIB, 3 * MIB), (4 * MIB, 5 * MIB)]
+        places = [(step, 3 * step), (4 * step, 5 * step)]
         assert [(d.begin_bytes, d.end_bytes) for d in found] == places
         assert [d.index for d in found] == 2 * [(slice(0, 5 * MIB + 7),)]
         assert len({*found}) == 2
         if not compressed:
-            whole = stowax.load_leaf(tmp_path / "c", "w", index=np.s_[:MIB])
-            assert (whole == bits("uint8", (5 * MIB + 7,))[:MIB]).all()
+            whole = stowax.load_leaf(tmp_path / "c", "w", index=np.s_[:step])
+            assert (whole == bits("uint8", (5 * MIB + 7,))[:step]).all()
 
     def test_trailer(self, path):
         """The checksum that only others read is compared: they would refuse the chunk.

@@ -32,7 +32,7 @@ class Damage:
     """Below the path of the checkpoint, ``state/d/data-0``."""
 
     begin_bytes: int | None = None
-    """Where it begins in the file, to the MiB; None: somewhere in the file."""
+    """Where it begins in the file, to 128 KiB; None: somewhere in the file."""
 
     end_bytes: int | None = None
     """Where it ends."""

@@ -39,6 +39,9 @@ from stowax.errors import CorruptCheckpointError
 _NEIGHBOUR_BYTES = 1 << 20
 """Chunks up to this size are read together with their neighbours."""
 
+_GAP_BYTES = 64 << 10
+"""If no more than this lies between them, and it is quicker read than left out."""
+
 _PIECE_BYTES = 4 << 20
 """What is read at once: small enough to stay in the cache until it is summed."""
 
@@ -70,6 +73,8 @@ class ChunkRead:
     """None: the payload is the elements."""
     sums: Sequence[int] | None
     """Running checksums of the payload; None where the format has no such thing."""
+    block_bytes: int = BLOCK_BYTES
+    """Of the payload, between two of them: the least that is verified alone."""
     payload: bytes | None = None
     """What stands there, if it came with the index and need not be read."""
     uses: list[tuple[ReadRequest, Box]] = field(default_factory=list)
@@ -253,7 +258,7 @@ class ChunkSource:
     ) -> None:
         """Reads whole blocks of a payload, from a given one on, and verifies them."""
         await self._fill(path, [chunk], chunk.offset_bytes + begin_bytes, memory)
-        first_block = begin_bytes // BLOCK_BYTES
+        first_block = begin_bytes // chunk.block_bytes
         await on_worker(self._check, path, chunk, memory, first_block)
 
     async def _fill(
@@ -290,18 +295,27 @@ class ChunkSource:
         sums = chunk.sums
         if not self._verify or sums is None:
             return
-        if len(sums) == 1 and payload.nbytes <= BLOCK_BYTES:
+        if len(sums) == 1 and payload.nbytes <= chunk.block_bytes:
             bad = None if crc32c(payload.data) == sums[0] else 0
         else:
-            bad = verify_blocks(payload.data, sums, first_block=first_block)
+            bad = verify_blocks(
+                payload.data,
+                sums,
+                first_block=first_block,
+                block_bytes=chunk.block_bytes,
+            )
         if bad is not None:
             raise CorruptCheckpointError(
                 f"{path}: bytes {chunk.offset_bytes} to {chunk.end_bytes} do not match "
-                f"their checksum (MiB {bad} of {len(sums)}); they hold {chunk.box} of "
-                f"leaf {chunk.entry.name!r}. Load an older checkpoint, or these bytes "
-                "as they are with "
+                f"their checksum (block {bad} of {len(sums)}); they hold "
+                f"{chunk.box} of leaf {chunk.entry.name!r}. Load an older "
+                "checkpoint, or these bytes as they are with "
                 "`Context(integrity=IntegrityOptions(verify=False))`."
             )
+
+
+_Row = tuple[str, int, int, Sequence[int], int]
+"""File, offset, length, sums, and the length of a block."""
 
 
 class _TableIndex:
@@ -315,12 +329,12 @@ class _TableIndex:
         self._tables = manifest.chunks
 
     @functools.cached_property
-    def _rows(self) -> dict[tuple[int, int], tuple[str, int, int, Sequence[int]]]:
-        """File, offset, length and sums by leaf and chunk.
+    def _rows(self) -> dict[tuple[int, int], _Row]:
+        """What the tables say, by leaf and chunk.
 
         Made for the first read, on its worker.
         """
-        rows: dict[tuple[int, int], tuple[str, int, int, Sequence[int]]] = {}
+        rows: dict[tuple[int, int], _Row] = {}
         for table in self._tables:
             rows.update(_rows_of(table))
         return rows
@@ -338,9 +352,11 @@ class _TableIndex:
                 f"{self._directory}: chunk {box} of leaf {entry.name!r} is not in the "
                 "manifest"
             )
-        file, offset_bytes, length_bytes, sums = row
+        file, offset_bytes, length_bytes, sums, block_bytes = row
         decoder = None if form.codec is None else CODECS[form.codec]
-        chunk = ChunkRead(entry, box, file, offset_bytes, length_bytes, decoder, sums)
+        chunk = ChunkRead(
+            *(entry, box, file, offset_bytes, length_bytes, decoder, sums, block_bytes)
+        )
         if decoder is None and length_bytes != _shape_of(chunk).size_bytes:
             raise CorruptCheckpointError(
                 f"{self._directory}: chunk {box} of leaf {entry.name!r} has "
@@ -352,7 +368,7 @@ class _TableIndex:
 
 def _rows_of(
     table: ChunkTable,
-) -> Iterator[tuple[tuple[int, int], tuple[str, int, int, Sequence[int]]]]:
+) -> Iterator[tuple[tuple[int, int], _Row]]:
     sums, ends = table.sums.tolist(), table.sum_ends.tolist()
     for leaf, chunk, file, offset, length, start, end in zip(
         table.leaf.tolist(),
@@ -364,7 +380,7 @@ def _rows_of(
         ends,
         strict=False,
     ):
-        row = table.files[file], offset, length, sums[start:end]
+        row = table.files[file], offset, length, sums[start:end], table.block_bytes
         yield (leaf, chunk), row
 
 
@@ -412,6 +428,7 @@ def _neighbours(chunks: Sequence[ChunkRead]) -> Iterator[list[ChunkRead]]:
             first = group[0]
             if (
                 chunk.file == first.file
+                and chunk.offset_bytes - group[-1].end_bytes <= _GAP_BYTES
                 and chunk.length_bytes <= _NEIGHBOUR_BYTES
                 and first.length_bytes <= _NEIGHBOUR_BYTES
                 and chunk.end_bytes - first.offset_bytes <= _PIECE_BYTES
@@ -450,9 +467,10 @@ def _pieces(chunk: ChunkRead) -> Iterator[tuple[int, int]]:
     boxes = [_moved(common, origin) for _, common in chunk.uses]
     _, shape, _ = _shape_of(chunk)
     itemsize = _shape_of(chunk).dtype.itemsize
-    for run in needed_blocks(boxes, shape, itemsize, BLOCK_BYTES):
-        end = min(run.stop * BLOCK_BYTES, chunk.length_bytes)
-        for begin in range(run.start * BLOCK_BYTES, end, _PIECE_BYTES):
+    step = chunk.block_bytes
+    for run in needed_blocks(boxes, shape, itemsize, step):
+        end = min(run.stop * step, chunk.length_bytes)
+        for begin in range(run.start * step, end, _PIECE_BYTES):
             yield begin, min(begin + _PIECE_BYTES, end)
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from stowax._codecs._checksum import RunningChecksum, crc32c
+from stowax._codecs._checksum import BLOCK_BYTES, RunningChecksum, crc32c
 from stowax._codecs._compression import CODECS
 from stowax._codecs._zarr import TRAILER_BYTES, encode_trailer
 from stowax._manifest import ChunkTable
@@ -120,6 +120,7 @@ def _table(plan: WritePlan, notes: Sequence[_Notes]) -> ChunkTable:
         length_bytes=column("length_bytes", "<u8"),
         sum_ends=np.cumsum(sum_counts).astype("<u8"),
         sums=column("sums", "<u4"),
+        block_bytes=BLOCK_BYTES,
     )
 
 
@@ -142,7 +143,7 @@ def _pieces(
             if pending:
                 yield pending
                 pending = bytearray()
-            running = RunningChecksum()
+            running = RunningChecksum(BLOCK_BYTES)
             for start in range(0, length_bytes, _PIECE_BYTES):
                 piece = payload[start : start + _PIECE_BYTES]
                 running.update(piece)

@@ -32,7 +32,7 @@ def load_leaf(
     """Loads one leaf of a tree, or one slice of it.
 
     Only the chunks that hold the slice are read, and of large chunks of this library
-    only the MiB blocks that it lies in. Every byte that is used is verified.
+    only the blocks of 128 KiB that it lies in. Every byte that is used is verified.
 
     Args:
         path: The checkpoint.

@@ -92,7 +92,7 @@ class ChunkTable:
     The payload of a chunk is its elements in C order, little-endian, compressed if the
     leaf has a codec. The part of `sums`
     between two successive values of `sum_ends` holds the running CRC-32C at the end of
-    each MiB of a payload, and at its end.
+    each block of a payload, and at its end.
     """
 
     files: tuple[str, ...]
@@ -112,6 +112,8 @@ class ChunkTable:
     """uint64[n]: end of the row's part of `sums`."""
     sums: np.ndarray
     """uint32[m]"""
+    block_bytes: int
+    """Length of a block."""
 
     def __len__(self) -> int:
         return len(self.leaf)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_trees import trees
 
-from stowax._codecs._checksum import BLOCK_BYTES, seal, unseal
+from stowax._codecs._checksum import BLOCK_BYTES, crc32c, seal, unseal
 from stowax._codecs._item_manifest import (
     ItemRoot,
     decode_digests,
@@ -39,7 +39,7 @@ def encoded(root):
     return encode_root(structure, root.documents, root.parts)
 
 
-def build_table(files, rows):
+def build_table(files, rows, block_bytes=BLOCK_BYTES):
     """Makes a table of rows (leaf, file, chunk, offset, length, sums)."""
     leaf, file, chunk, offset, length, sums = (
         zip(*rows, strict=True) if rows else ((),) * 6
@@ -54,6 +54,7 @@ def build_table(files, rows):
         length_bytes=np.array(length, "<u8"),
         sum_ends=np.cumsum([len(s) for s in sums]).astype("<u8"),
         sums=np.array([value for s in sums for value in s], "<u4"),
+        block_bytes=block_bytes,
     )
 
 
@@ -108,15 +109,17 @@ def tables(draw):
         st.integers(0, len(files) - 1),
         st.integers(0, (1 << 64) - 1),
         st.integers(0, 1 << 32),
-        st.integers(1, BLOCK_BYTES),
+        st.integers(1, 4 << 10),
         sums,
     )
-    return files, [
-        (leaf, file, chunk, offset, (len(sums) - 1) * BLOCK_BYTES + last_bytes, sums)
+    block_bytes = draw(st.sampled_from([4 << 10, BLOCK_BYTES, 1 << 20]))
+    rows = [
+        (leaf, file, chunk, offset, (len(sums) - 1) * block_bytes + last_bytes, sums)
         for leaf, file, chunk, offset, last_bytes, sums in draw(
             st.lists(rows, max_size=5)
         )
     ]
+    return files, rows, block_bytes
 
 
 def same(first, second):
@@ -140,8 +143,8 @@ def test_root_there_and_back(root):
 @given(tables())
 def test_table_there_and_back(case):
     """A table that is written and read is the same, row by row."""
-    files, rows = case
-    table = build_table(files, rows)
+    files, rows, block_bytes = case
+    table = build_table(files, rows, block_bytes)
 
     found = decode_part(encode_part(table))
 
@@ -156,7 +159,7 @@ def test_table_there_and_back(case):
 
 def sample_part():
     """A small chunk table, in bytes."""
-    rows = [(0, 0, 0, 0, 16, [1]), (1, 0, 0, 64, 16, [2, 3])]
+    rows = [(0, 0, 0, 0, 16, [1]), (1, 0, 0, 64, 16, [2])]
     return encode_part(build_table([("d/data-0", 100)], rows))
 
 
@@ -172,6 +175,7 @@ def sample_root():
 )
 def test_every_damaged_byte_is_found(data, decode):
     """Each flipped byte and each shorter length is refused."""
+    decode(data)
     for position in range(len(data)):
         for mask in (1, 0x80, 0xFF):
             damaged = bytearray(data)
@@ -266,6 +270,39 @@ def test_other_documents():
         decode_root(seal({"format": "stowax-checkpoint", "version": 1}))
 
 
+def with_header(part, version, **changes):
+    """A chunk table with another version, and other entries in its header."""
+    size_bytes = int.from_bytes(part[12:16], "little")
+    header = json.loads(part[16 : 16 + size_bytes]) | changes
+    text = json.dumps({k: v for k, v in header.items() if v is not None}).encode()
+    numbers = version.to_bytes(4, "little") + len(text).to_bytes(4, "little")
+    body = part[:8] + numbers + text + part[16 + size_bytes : -4]
+    return body + crc32c(body).to_bytes(4, "little")
+
+
+def test_blocks_of_older_tables():
+    """Before a table said how far its sums are apart, it was a MiB."""
+    rows = [(0, 0, 0, 0, (1 << 20) + 1, [1, 2])]
+    table = build_table([("d/data-0", 1 << 30)], rows, 1 << 20)
+
+    found = decode_part(with_header(encode_part(table), 1, block=None))
+
+    assert same(found, table)
+
+
+@pytest.mark.parametrize("block", [0, -4096, 2048, 3 << 12, 1 << 21, "x", None])
+def test_blocks_of_no_such_length(block):
+    """Blocks that no writer of ours would make are refused, whatever the checksum."""
+    with pytest.raises(CorruptCheckpointError, match="no chunk table"):
+        decode_part(with_header(sample_part(), 2, block=block))
+
+
+def test_tables_of_newer_releases():
+    """They are refused by their version."""
+    with pytest.raises(CorruptCheckpointError, match="version 3"):
+        decode_part(with_header(sample_part(), 3))
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -278,7 +315,7 @@ def test_other_documents():
     ],
 )
 def test_rows_that_point_outside(row):
-    """A row outside its file, or without one checksum for each MiB, is refused."""
+    """A row outside its file, or without one checksum for each block, is refused."""
     part = encode_part(build_table([("d/data-0", 100)], [row]))
 
     with pytest.raises(CorruptCheckpointError, match="outside"):

@@ -37,8 +37,12 @@ __all__ = [
     "verify_blocks",
 ]
 
-BLOCK_BYTES = 1 << 20
-"""Bytes between two notes of a running checksum: what a partial read verifies."""
+BLOCK_BYTES = 128 << 10
+"""Bytes between two notes of a running checksum: what a partial read verifies.
+
+A part of an array that lies in runs of a MiB then takes an eighth more than it needs;
+half of that would cost a tenth more time for each sum.
+"""
 
 _SEAL_BYTES = len(b'"crc32c":"00000000"}\n')
 
@@ -63,6 +67,9 @@ def crc32c(data: Buffer, value: int = 0) -> int:
 class RunningChecksum:
     """CRC-32C of a stream that arrives in pieces, noted at each block boundary.
 
+    Args:
+        block_bytes: Length of a block.
+
     Example:
         >>> checksum = RunningChecksum()
         >>> checksum.update(b"1234")
@@ -71,12 +78,12 @@ class RunningChecksum:
         ['0xe3069283']
     """
 
-    __slots__ = ("_block_left_bytes", "_sums", "_value")
+    __slots__ = ("_block_bytes", "_block_left_bytes", "_sums", "_value")
 
-    def __init__(self) -> None:
+    def __init__(self, block_bytes: int = BLOCK_BYTES) -> None:
         self._value = 0
         self._sums: list[int] = []
-        self._block_left_bytes = BLOCK_BYTES
+        self._block_bytes = self._block_left_bytes = block_bytes
 
     @property
     def value(self) -> int:
@@ -92,7 +99,7 @@ class RunningChecksum:
             self._block_left_bytes -= part.nbytes
             if not self._block_left_bytes:
                 self._sums.append(self._value)
-                self._block_left_bytes = BLOCK_BYTES
+                self._block_left_bytes = self._block_bytes
             rest = rest[part.nbytes :]
 
     def finish(self) -> tuple[int, ...]:
@@ -100,12 +107,17 @@ class RunningChecksum:
 
         An empty stream has one value, 0.  The last is always that of the whole stream.
         """
-        ended_on_border = bool(self._sums) and self._block_left_bytes == BLOCK_BYTES
+        at_border = self._block_left_bytes == self._block_bytes
+        ended_on_border = bool(self._sums) and at_border
         return tuple(self._sums if ended_on_border else [*self._sums, self._value])
 
 
 def verify_blocks(
-    data: Buffer, sums: Sequence[int], *, first_block: int = 0
+    data: Buffer,
+    sums: Sequence[int],
+    *,
+    first_block: int = 0,
+    block_bytes: int = BLOCK_BYTES,
 ) -> int | None:
     """Compares a run of blocks with the values noted when they were written.
 
@@ -117,6 +129,7 @@ def verify_blocks(
             block.
         sums: What `RunningChecksum.finish` returned for the whole stream.
         first_block: Index of the block at which `data` begins.
+        block_bytes: Length of a block.
 
     Returns:
         None when every byte is right, else the index, in the stream, of the first bad
@@ -128,7 +141,7 @@ def verify_blocks(
     value = sums[first_block - 1] if first_block else 0
     block = first_block
     while rest.nbytes:
-        part = rest[:BLOCK_BYTES]
+        part = rest[:block_bytes]
         value = _crc32c_of_bytes(part, value)
         if block >= len(sums) or value != sums[block]:
             return block

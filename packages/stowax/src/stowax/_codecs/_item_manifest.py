@@ -9,7 +9,8 @@ reading walks over chunks in Python:
     bytes 0-7     magic "STOWAXCT"
     bytes 8-11    u32 format version
     bytes 12-15   u32 length h of the header
-    h bytes       JSON header: data files with their sizes, rows n, sums m
+    h bytes       JSON header: data files with their sizes, rows n, sums m, bytes
+                  between two sums of a payload (in version 1 always a MiB)
     28 n bytes    columns leaf u32, file u32, chunk u64, offset u64, length u64 …
     …             sum_ends u64[n], sums u32[m]
     last 4 bytes  CRC-32C of everything before
@@ -29,7 +30,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from stowax._codecs._checksum import BLOCK_BYTES, crc32c, seal_text, unseal
+from stowax._codecs._checksum import crc32c, seal_text, unseal
 from stowax._codecs._compression import CODECS
 from stowax._keypath import KeyPath, Node, from_json, to_json
 from stowax._manifest import (
@@ -51,7 +52,10 @@ _NEWEST = {SEAL: 1, _ITEM: 3}
 _SINCE_FORMS = 3
 """Before, every leaf stood there with a form of its own."""
 
-_TABLE_VERSION = 1
+_TABLE_VERSION = 2
+_FIRST_BLOCK_BYTES = 1 << 20
+_LEAST_BLOCK_BYTES = 4 << 10
+"""Lengths of blocks: in version 1, where no header says it, and the least."""
 _MAGIC = b"STOWAXCT"
 _PREFIX = struct.Struct("<8sII")
 _COLUMNS = (
@@ -184,6 +188,7 @@ def encode_part(table: ChunkTable) -> bytes:
             "files": list(zip(table.files, table.file_size_bytes, strict=True)),
             "rows": len(table),
             "sums": len(table.sums),
+            "block": table.block_bytes,
         },
         separators=(",", ":"),
     ).encode()
@@ -216,6 +221,7 @@ def decode_part(data: bytes) -> ChunkTable:
         offset = _PREFIX.size + header_bytes
         header = json.loads(data[_PREFIX.size : offset])
         rows, sums = int(header["rows"]), int(header["sums"])
+        block_bytes = _block_bytes(header, version)
         row_bytes = sum(np.dtype(dtype).itemsize for _, dtype in _COLUMNS)
         if rows < 0 or offset + rows * row_bytes + sums * 4 + 4 != len(data):
             raise ValueError(f"{rows} rows and {sums} sums in {len(data)} bytes")
@@ -227,6 +233,7 @@ def decode_part(data: bytes) -> ChunkTable:
             files=tuple(str(name) for name, _ in header["files"]),
             file_size_bytes=tuple(int(size) for _, size in header["files"]),
             sums=np.frombuffer(data, "<u4", sums, offset),
+            block_bytes=block_bytes,
             **columns,
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -235,8 +242,18 @@ def decode_part(data: bytes) -> ChunkTable:
     return table
 
 
+def _block_bytes(header: Mapping[str, Any], version: int) -> int:
+    if version == 1:
+        return _FIRST_BLOCK_BYTES
+    block_bytes = int(header["block"])
+    is_power = block_bytes > 0 and block_bytes & (block_bytes - 1) == 0
+    if not is_power or not _LEAST_BLOCK_BYTES <= block_bytes <= _FIRST_BLOCK_BYTES:
+        raise ValueError(f"blocks of {block_bytes} bytes")
+    return block_bytes
+
+
 def _check_table(table: ChunkTable) -> None:
-    """Refuses rows that point outside their file, or have not a sum for each MiB."""
+    """Refuses rows that point outside their file, or have not a sum for each block."""
     if len(table) == 0:
         return
     sizes = np.array(table.file_size_bytes, np.uint64)
@@ -247,11 +264,12 @@ def _check_table(table: ChunkTable) -> None:
             table.length_bytes <= size - np.minimum(table.offset_bytes, size)
         )
     counts = np.diff(table.sum_ends.astype(np.int64), prepend=0)
-    blocks = table.length_bytes // BLOCK_BYTES + (table.length_bytes % BLOCK_BYTES > 0)
+    whole, rest = np.divmod(table.length_bytes, np.uint64(table.block_bytes))
+    blocks = whole + (rest > 0)
     is_summed = (counts == np.maximum(blocks, 1).astype(np.int64)).all()
     if not inside.all() or not is_summed or table.sum_ends[-1] != len(table.sums):
         raise CorruptCheckpointError(
-            "the chunk table points outside its files, or has not one sum for each MiB"
+            "the chunk table points outside its files, or lacks sums of blocks"
         )
 
 

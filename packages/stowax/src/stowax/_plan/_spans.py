@@ -2,8 +2,8 @@
 
 At the borders of what its chunk table records::
 
-    chunk                                       chunk
-    |-- MiB --|-- MiB --|- rest -|- trailer -|    gap    |- rest -|- trailer -|
+    chunk                                         chunk
+    |- block -|- block -|- rest -|- trailer -|    gap    |- rest -|- trailer -|
       running checksums of the     the last      zeros
       chunk, each continued from   of them,
       the one before               for zarr
@@ -22,12 +22,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from stowax._box import Box, chunk_box, grid_counts, grid_index_of
-from stowax._codecs._checksum import BLOCK_BYTES, verify_blocks
+from stowax._codecs._checksum import verify_blocks
 from stowax._codecs._zarr import TRAILER_BYTES, encode_trailer
 from stowax._manifest import ChunkTable, LeafEntry
 
 _SKIPPED_BYTES = 64 << 10
 """Less than this between two spans is read along, rather than by another read."""
+
+_GAP_BYTES = 1 << 20
+"""What does not belong to a chunk is compared in pieces of this size."""
 
 _RUN_SPANS = 1024
 """More in one run would hold up whoever makes it for too long."""
@@ -42,7 +45,7 @@ class Span(NamedTuple):
     """Of the chunk table; of a gap, the chunk beside it."""
     kind: Literal["block", "trailer", "gap"]
     block: int = 0
-    """Which MiB of the chunk."""
+    """Which block of the chunk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +70,9 @@ class FileCheck:
             end = begin + int(self.table.length_bytes[row])
             if self.is_whole:
                 yield from _gap(at_bytes, begin, row)
-            for block, start in enumerate(range(begin, end, BLOCK_BYTES)):
-                yield Span(start, min(start + BLOCK_BYTES, end), row, "block", block)
+            step = self.table.block_bytes
+            for block, start in enumerate(range(begin, end, step)):
+                yield Span(start, min(start + step, end), row, "block", block)
             at_bytes = end + TRAILER_BYTES
             yield Span(end, at_bytes, row, "trailer")
         if self.is_whole:
@@ -84,7 +88,13 @@ class FileCheck:
             return bytes(data) == encode_trailer(int(sums[-1]))
         before = max(0, span.block - 1)
         near = sums[before : span.block + 1].tolist()
-        return verify_blocks(data, near, first_block=span.block - before) is None
+        bad = verify_blocks(
+            data,
+            near,
+            first_block=span.block - before,
+            block_bytes=self.table.block_bytes,
+        )
+        return bad is None
 
     def owner(
         self, span: Span, leaves: Sequence[LeafEntry]
@@ -142,5 +152,5 @@ def runs(spans: Iterable[Span], limit_bytes: int) -> Iterator[list[Span]]:
 
 
 def _gap(begin_bytes: int, end_bytes: int, row: int) -> Iterator[Span]:
-    for start in range(begin_bytes, end_bytes, BLOCK_BYTES):
-        yield Span(start, min(start + BLOCK_BYTES, end_bytes), row, "gap")
+    for start in range(begin_bytes, end_bytes, _GAP_BYTES):
+        yield Span(start, min(start + _GAP_BYTES, end_bytes), row, "gap")
