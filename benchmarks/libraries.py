@@ -41,6 +41,13 @@ def named(tree: Tree) -> dict[str, Any]:
     }
 
 
+def as_numpy(tree: Tree) -> Tree:
+    """An abstract state that asks for NumPy arrays, and takes no memory."""
+    return jax.tree.map(
+        lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), tree
+    )
+
+
 def bytes_of(leaf: Any) -> memoryview:
     """The bytes of an array, without a copy where the host has it."""
     return np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8).data
@@ -163,10 +170,8 @@ class Stowax(Library):
         return self._ocp.load(path, abstract)
 
     def load_numpy(self, path: Path, abstract: Tree) -> Tree:
-        """The same as NumPy."""
-        loading = self._ocp.options.ArrayOptions.Loading(as_numpy=True)
-        with self._ocp.Context(array=self._ocp.options.ArrayOptions(loading=loading)):
-            return self._ocp.load(path, abstract)
+        """The same with NumPy arrays in the abstract state."""
+        return self._ocp.load(path, as_numpy(abstract))
 
 
 class Orbax(Library):
@@ -199,14 +204,8 @@ class Orbax(Library):
         return self._ocp.load(path, abstract)
 
     def load_numpy(self, path: Path, abstract: Tree) -> Tree:
-        """The same with NumPy arrays in the abstract state; they take no memory."""
-        return self._ocp.load(
-            path,
-            jax.tree.map(
-                lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),
-                abstract,
-            ),
-        )
+        """The same with NumPy arrays in the abstract state."""
+        return self._ocp.load(path, as_numpy(abstract))
 
     def _context(self) -> Any:
         context = self._ocp.Context()
