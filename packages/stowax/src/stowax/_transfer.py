@@ -56,34 +56,35 @@ def to_host(
             by itself; None: from GPUs, of which one brought a GiB in 0.02 s that way,
             in 0.6 s otherwise.
     """
-    parts = _pinned(parts, pin)
-    for part in parts:
-        if isinstance(part, jax.Array) and not shares_host_memory(part.sharding):
-            part.copy_to_host_async()
-    return [np.asarray(part) for part in parts]
+    elsewhere = {
+        position: part
+        for position, part in enumerate(parts)
+        if isinstance(part, jax.Array) and not shares_host_memory(part.sharding)
+    }
+    found = list(parts)
+    arrays = _pinned([*elsewhere.values()], pin)
+    for position, array in zip(elsewhere, arrays, strict=True):
+        array.copy_to_host_async()
+        found[position] = array
+    return [np.asarray(part) for part in found]
 
 
-def _pinned(
-    parts: Sequence[jax.Array | np.ndarray], pin: bool | None
-) -> Sequence[jax.Array | np.ndarray]:
+def _pinned(arrays: list[jax.Array], pin: bool | None) -> list[jax.Array]:
     """Has what lies on devices that can do so copied to page-locked memory."""
     places = {
         position: place
-        for position, part in enumerate(parts)
-        if isinstance(part, jax.Array)
-        and (place := _pinned_place(part.sharding, pin)) is not None
+        for position, array in enumerate(arrays)
+        if (place := _pinned_place(array.sharding, pin)) is not None
     }
-    if not places:
-        return parts
-    moved = [parts[position] for position in places]
+    moved = [arrays[position] for position in places]
     try:
         # One call: that is twice as fast for many small arrays.
-        pinned = jax.device_put(moved, list(places.values()), may_alias=False)
+        pinned = jax.device_put(moved, [*places.values()], may_alias=False)
         jax.block_until_ready(pinned)
     except jax.errors.JaxRuntimeError:
         # Such memory is scarce; what is wrong beyond that shows without it, too.
-        return parts
-    found = list(parts)
+        return arrays
+    found = list(arrays)
     for position, array in zip(places, pinned, strict=True):
         found[position] = array
     return found
@@ -94,8 +95,6 @@ def _pinned_place(
     sharding: jax.sharding.Sharding, pin: bool | None
 ) -> jax.sharding.Sharding | None:
     """Where the transfer of a single-device array goes; None: to ordinary memory."""
-    if shares_host_memory(sharding):
-        return None
     if sharding.memory_kind == _PINNED:
         # In any case: were a view of it held, JAX would refuse to donate it.
         return sharding
