@@ -480,6 +480,7 @@ def _stage(path):
         overwrite=False,
         facts=RootFacts(custom_metadata={}),
         borrow=True,
+        in_background=True,
     )
 
 

@@ -17,6 +17,7 @@ MODULES = [
     "stowax.adapters",
     "stowax.arrays",
     "stowax.errors",
+    "stowax.events",
     "stowax.handlers",
     "stowax.multihost",
     "stowax.options",

@@ -23,6 +23,8 @@ LAYERS = {
     "_group": 0,
     "_public": 0,
     "errors": 0,
+    "_events": 0,
+    "events": 0,
     "options": 0,
     "tree": 0,
     # facts
@@ -44,6 +46,7 @@ LAYERS = {
     "_memory": 2,
     "_processes": 2,
     "_recent": 2,
+    "_report": 2,
     "_runtime": 2,
     "_stores._base": 2,
     "_tasks": 2,

@@ -12,6 +12,7 @@ background; from one process or many; onto any mesh.  The names are those of Orb
     verify                                       whether every byte is as it was saved
     Context, options                             how all of these behave
     training.Checkpointer                        the steps of a training run
+    events                                       what operations do, while they do it
     handlers, adapters, arrays, tree, path, multihost, errors
 """
 
@@ -22,6 +23,7 @@ with _uncollected():
     from stowax import adapters as adapters
     from stowax import arrays as arrays
     from stowax import errors as errors
+    from stowax import events as events
     from stowax import handlers as handlers
     from stowax import multihost as multihost
     from stowax import options as options
@@ -86,6 +88,7 @@ __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
     "delete",
     "delete_async",
     "errors",
+    "events",
     "handlers",
     "is_orbax_checkpoint",
     "load",

@@ -238,6 +238,9 @@ class Settings:
     path_class: type[Any] = epath.Path
     """Class of the paths that guests get."""
 
+    report: object | None = field(default=None, compare=False)
+    """Who is told what the operation does; None: nobody."""
+
     refusals: tuple[Refusal, ...] = ()
     """Options that ask for more than is built; see `check_supported`."""
 

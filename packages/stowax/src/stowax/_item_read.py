@@ -153,6 +153,23 @@ async def open_item(
     )
 
 
+async def read_item(
+    operation: Operation, item: TreeItem, requests: Sequence[ReadRequest]
+) -> None:
+    """Fills all requests, and tells what was read; for the engine's loop."""
+    report = operation.report
+    if report is not None:
+        report.expect(sum([request.out.nbytes for request in requests]))
+    await item.source.read(requests, operation.reading)
+    if report is None or not report.names_leaves:
+        return
+    sizes_bytes: dict[int, int] = {}
+    for leaf, _, out, _ in requests:
+        sizes_bytes[leaf] = sizes_bytes.get(leaf, 0) + out.nbytes
+    for leaf, size_bytes in sizes_bytes.items():
+        report.leaf(shown_name(item.manifest.leaves[leaf].path), size_bytes)
+
+
 @uncollected()
 def plan_load(
     item: TreeItem,

@@ -33,9 +33,10 @@ from stowax._engine_write import write_chunks
 from stowax._formats._orbax_tree_write import encode_documents
 from stowax._formats._stowax import MANIFEST, PART_PREFIX
 from stowax._item_layout import ItemLayout, StagedItem
-from stowax._keypath import array_prefix
+from stowax._keypath import array_prefix, shown_name
 from stowax._manifest import Digest, LeafForm, Manifest
 from stowax._operation import ItemPart, Operation
+from stowax._report import Report
 from stowax._runtime import on_worker
 from stowax._stores._base import join
 from stowax._tasks import run_all
@@ -54,7 +55,14 @@ async def write_part(staged: StagedItem, directory: str, operation: Operation) -
     name = f"{PART_PREFIX}{operation.processes.index}"
     is_shared = operation.processes.count > 1
     structure = await on_worker(_structure, staged) if is_shared else b""
-    table = await write_chunks(store, directory, staged.layout.plan, staged.staging)
+    report, plan = operation.report, staged.layout.plan
+    if report is not None:
+        report.expect(
+            sum(chunk.grid.size_bytes for f in plan.files for chunk in f.chunks)
+        )
+    table = await write_chunks(store, directory, plan, staged.staging)
+    if report is not None and report.names_leaves:
+        _tell_leaves(staged.layout, report)
     part = await on_worker(encode_part, table)
     await store.write(join(directory, name), [part], size_bytes=len(part))
     await store.sync([join(directory, name)])
@@ -63,6 +71,17 @@ async def write_part(staged: StagedItem, directory: str, operation: Operation) -
         files=frozenset({name, *table.files}),
         complete=functools.partial(_write_documents, staged, directory, operation),
     )
+
+
+def _tell_leaves(layout: ItemLayout, report: Report) -> None:
+    """Tells of every leaf what of it this process has written."""
+    sizes_bytes: dict[int, int] = {}
+    for file in layout.plan.files:
+        for chunk in file.chunks:
+            written = sizes_bytes.get(chunk.leaf, 0)
+            sizes_bytes[chunk.leaf] = written + chunk.grid.size_bytes
+    for leaf, size_bytes in sizes_bytes.items():
+        report.leaf(shown_name(layout.entries[leaf].path), size_bytes)
 
 
 def told_parts(operation: Operation) -> bytes:

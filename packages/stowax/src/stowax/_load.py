@@ -37,6 +37,7 @@ from stowax._operation import (
     in_place,
     in_time,
     runtime_of,
+    telling_of_load,
 )
 from stowax._response import AsyncResponse, respond
 from stowax._tasks import drop, noting
@@ -196,13 +197,21 @@ def load_checkpointables_async(
 class _Load:
     """A load that may run on the caller's thread or on one of its own."""
 
-    work: Callable[[], Coroutine[Any, Any, Any]]
+    work: Callable[[Settings], Coroutine[Any, Any, Any]]
     """Begins it."""
     settings: Settings
-    what: str
+    location: str
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        return f"load of {self.location}"
 
     def now(self) -> Any:
-        return drive_in_time(self.work, self.settings, self.what)
+        with telling_of_load(
+            self.location, self.settings, in_background=False
+        ) as settings:
+            return drive_in_time(lambda: self.work(settings), settings, self.what)
 
     def later(self) -> AsyncResponse[Any]:
         runtime, timed = runtime_of(self.settings), Timed(f"the {self.what}")
@@ -213,18 +222,22 @@ class _Load:
         return respond(runtime, future, what=self.what)
 
     async def _as_caller(self, timed: Timed) -> Any:
-        with as_caller():
-            return await in_time(self.work, self.settings, timed)
+        with (
+            as_caller(),
+            telling_of_load(
+                self.location, self.settings, in_background=True
+            ) as settings,
+        ):
+            return await in_time(lambda: self.work(settings), settings, timed)
 
 
 def _start_load(path: Any, target: Any, name: str | None) -> _Load:
     settings, location = _door(path)
     check_tree_name(name)
-    what = f"load of {location}"
     if isinstance(target, CheckpointMetadata):
         target = target.metadata
 
-    async def work() -> Any:
+    async def work(settings: Settings) -> Any:
         if name is None:
             where = OperationPath(in_place(location, settings), location)
             entering("opening the tree")
@@ -239,12 +252,11 @@ def _start_load(path: Any, target: Any, name: str | None) -> _Load:
         loaded = await _load_named(checkpoint, operation, {chosen: target}, settings)
         return loaded[chosen]
 
-    return _Load(work, settings, what)
+    return _Load(work, settings, location)
 
 
 def _start_load_checkpointables(path: Any, targets: Any) -> _Load:
     settings, location = _door(path)
-    what = f"load of {location}"
     if isinstance(targets, CheckpointMetadata):
         targets = targets.metadata
     if targets is not None and not isinstance(targets, Mapping):
@@ -261,10 +273,10 @@ def _start_load_checkpointables(path: Any, targets: Any) -> _Load:
             checkpoint, operation, asked, settings, required=targets is not None
         )
 
-    async def work() -> dict[str, Any]:
+    async def work(settings: Settings) -> dict[str, Any]:
         return await unless_replaced(location, settings, load_all)
 
-    return _Load(work, settings, what)
+    return _Load(work, settings, location)
 
 
 def _door(path: Any) -> tuple[Settings, str]:

@@ -9,12 +9,13 @@ from stowax._caller import in_mesh, warn
 from stowax._context import Settings, check_supported, current_settings
 from stowax._item_fit import ANYTHING, LeafFit, fit_leaf
 from stowax._item_leaf import Placing
+from stowax._item_read import read_item
 from stowax._keypath import at_leaf
 from stowax._leaves._registry import Leaves
 from stowax._manifest import LeafEntry, LeafForm
 from stowax._named_tree import NamedTree, read_tree
 from stowax._opened import AUTO
-from stowax._operation import absolute, drive_in_time, entering
+from stowax._operation import absolute, drive_in_time, entering, telling_of_load
 from stowax._plan._index import view_of
 from stowax._plan._match import near_name
 from stowax._plan._rows import LoadPreview
@@ -84,16 +85,19 @@ def load_leaf(
             warn(f"{location}: the dtype asked for loses values: {name}: {fit.note}")
         begun = fit.plan.begin(position, path)
         entering("reading it")
-        reading = tree.item.source.read(begun.requests, tree.operation.reading)
+        reading = read_item(tree.operation, tree.item, begun.requests)
         await tree.operation.submit(reading)
         entering("placing it")
         with in_mesh(settings.loading.mesh):
             return Placing(tree.operation.processes).place(begun)
 
-    async def read() -> Any:
-        return await read_tree(location, settings, checkpointable_name, read_leaf)
-
-    return drive_in_time(read, settings, f"load of {name!r} of {location}")
+    what = f"load of {name!r} of {location}"
+    with telling_of_load(location, settings, in_background=False) as told:
+        return drive_in_time(
+            lambda: read_tree(location, told, checkpointable_name, read_leaf),
+            settings,
+            what,
+        )
 
 
 def _fit(

@@ -17,8 +17,15 @@ import pathlib
 import posixpath
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Generic, TypeVar, cast
 
 from etils import epath
@@ -29,6 +36,7 @@ from stowax._context import Settings
 from stowax._formats._stowax import MANIFEST, PART_PREFIX, PROCESS_PREFIX
 from stowax._manifest import Digest
 from stowax._processes import Processes
+from stowax._report import Report
 from stowax._runtime import Runtime, default_runtime, on_worker
 from stowax._stores._base import Store
 from stowax._stores._open import open_store
@@ -130,6 +138,11 @@ class Operation:
     """Where guests write when the store is no directory."""
     scratch_lock: threading.Lock = field(default_factory=threading.Lock)
     """Guards the making of it: guests come from threads of their own."""
+
+    @property
+    def report(self) -> Report | None:
+        """Hears what this process does of it; None: a part of no save or load."""
+        return cast("Report | None", self.settings.report)
 
     @property
     def reading(self) -> Scratch:
@@ -458,8 +471,11 @@ def store_of(settings: Settings, path: str) -> Store:
     """The store that the Context chose, else the path's own."""
     is_lent = any(path == d or path.startswith(f"{d}/") for d in _LENT.get())
     if settings.store is not None and not is_lent:
-        return cast("Store", settings.store)
-    return open_store(path)
+        store = cast("Store", settings.store)
+    else:
+        store = open_store(path)
+    report = cast("Report | None", settings.report)
+    return store if report is None else report.watch(store)
 
 
 def runtime_of(settings: Settings) -> Runtime:
@@ -467,6 +483,25 @@ def runtime_of(settings: Settings) -> Runtime:
     if settings.runtime is not None:
         return cast("Runtime", settings.runtime)
     return default_runtime()
+
+
+@contextlib.contextmanager
+def telling_of_load(
+    location: str, settings: Settings, *, in_background: bool
+) -> Generator[Settings]:
+    """Tells listeners of a load, which has the settings that the body gets."""
+    report = Report(
+        "load",
+        location,
+        in_background=in_background,
+        budget=runtime_of(settings).reading_budget,
+    )
+    try:
+        yield replace(settings, report=report)
+    except BaseException as error:  # Whatever ends it; raised again.
+        report.failed(error)
+        raise
+    report.succeeded()
 
 
 def operation_id(verb: str, path: str, runtime: Runtime, settings: Settings) -> str:

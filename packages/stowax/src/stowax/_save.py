@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import logging
 import posixpath
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any
 
 from stowax._commit import RootFacts, abandon, begin, commit, draft_of
@@ -34,6 +36,7 @@ from stowax._operation import (
     store_of,
 )
 from stowax._option_values import check_flags
+from stowax._report import Report
 from stowax._response import AsyncResponse, raise_unseen, respond
 from stowax._runtime import Runtime, drive
 from stowax._tasks import drop, noting
@@ -174,6 +177,7 @@ def save_checkpointables(
         overwrite=overwrite,
         facts=_facts(custom_metadata),
         borrow=True,
+        in_background=False,
     ).finish()
 
 
@@ -201,6 +205,7 @@ def save_checkpointables_async(
         overwrite=overwrite,
         facts=_facts(custom_metadata),
         borrow=not current_settings().deepcopy_host_arrays,
+        in_background=True,
     ).start()
 
 
@@ -213,6 +218,7 @@ class StagedSave:
         let_go: Ends what was staged, instead of `commit`.
         what: The save in words, as in "save to /runs/a/7".
         reservation: What keeps others from saving to the same path.
+        report: Hears how it ends.
     """
 
     def __init__(
@@ -222,8 +228,10 @@ class StagedSave:
         let_go: Callable[[], None],
         what: str,
         reservation: object,
+        report: Report,
     ) -> None:
         self._runtime = runtime
+        self._report = report
         self._commit = commit
         self._let_go = let_go
         self._what = what
@@ -267,6 +275,7 @@ class StagedSave:
                 with contextlib.suppress(RuntimeError):
                     self._let_go()
             finally:
+                self._report.failed(asyncio.CancelledError())
                 self._set_ended()
         self._ended.wait()
 
@@ -276,6 +285,9 @@ class StagedSave:
             return
         try:
             await self._commit()
+        except BaseException as error:  # Whatever ends it; raised again.
+            self._report.failed(error)
+            raise
         finally:
             self._set_ended()
 
@@ -293,6 +305,7 @@ def stage_save(
     overwrite: bool,
     facts: RootFacts,
     borrow: bool,
+    in_background: bool,
     failure: Exception | None = None,
 ) -> StagedSave:
     """Makes a draft and stages everything; what remains is to commit it.
@@ -303,6 +316,7 @@ def stage_save(
         overwrite: Whether what is at the path is replaced.
         facts: What stands at the root.
         borrow: Whether the caller leaves host arrays alone until the end.
+        in_background: Whether the caller goes on meanwhile.
         failure: Why this process cannot take part; raised when the others know.
     """
     check_flags(overwrite=overwrite)
@@ -319,6 +333,13 @@ def stage_save(
     if store_of(settings, location).has_directories:
         _check_directory(location)
     reservation = (id(settings.store), location)
+    report = Report(
+        "save",
+        location,
+        in_background=in_background,
+        budget=runtime.staging_budget,
+    )
+    settings = replace(settings, report=report)
     is_reserved = runtime.reserve(reservation)
     try:
         if not is_reserved and failure is None:
@@ -337,11 +358,15 @@ def stage_save(
             borrow=borrow,
             failure=failure,
         )
-    except BaseException:  # An interrupt too; raised again.
+    except BaseException as error:  # An interrupt too; raised again.
         if is_reserved:
             runtime.free(reservation)
+        report.failed(error)
         raise
-    return StagedSave(runtime, finish, let_go, f"save to {location}", reservation)
+    report.staged()
+    return StagedSave(
+        runtime, finish, let_go, f"save to {location}", reservation, report
+    )
 
 
 def _stage_all(
@@ -398,6 +423,8 @@ def _stage_all(
             started_nsecs=started_nsecs,
             replace=overwrite,
         )
+        if operation.report is not None:
+            operation.report.succeeded()
         if settings.post_finalization_callback is not None:
             await _call_back(operation, location, settings.post_finalization_callback)
 

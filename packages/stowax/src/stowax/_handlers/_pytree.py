@@ -17,7 +17,7 @@ from stowax._context import (
 from stowax._formats._orbax_json import PYTREE_TYPESTR
 from stowax._handlers._base import OwnHandler
 from stowax._item_layout import StagedItem, stage_item
-from stowax._item_read import metadata_tree, open_item, plan_load
+from stowax._item_read import metadata_tree, open_item, plan_load, read_item
 from stowax._item_write import complete_items, told_parts, write_part
 from stowax._keypath import flatten
 from stowax._leaves._registry import Leaves
@@ -151,7 +151,7 @@ class PyTreeHandler(OwnHandler):
                 leaves=self._leaves(operation.settings),
             ).begin()
         _warn_narrowed(location, begun.narrowed)
-        reading = operation.submit(item.source.read(begun.requests, operation.reading))
+        reading = operation.submit(read_item(operation, item, begun.requests))
 
         async def finish() -> Any:
             await reading

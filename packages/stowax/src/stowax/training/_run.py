@@ -159,6 +159,7 @@ class Run:
                     overwrite=overwrite,
                     facts=facts,
                     borrow=borrow,
+                    in_background=True,
                     failure=failure,
                 )
             except CheckpointExistsError as error:

@@ -1,0 +1,208 @@
+"""One operation, as listeners hear of it: told in order, counted where bytes move.
+
+The operation carries its report, and whoever does a part of the work tells it what
+happened.  Nobody listening, only `jax.monitoring` is told, some three times.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import jax
+
+from stowax._budget import Budget
+from stowax._events import Event, subscribed
+from stowax._stores._base import Store, byte_view
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_LOGGER = logging.getLogger("stowax")
+
+_STEP_COUNT = 200
+"""Of one operation no more than so many events tell of progress."""
+
+_SERIAL = itertools.count()
+
+
+class Report:
+    """What is told of one operation; methods may be called from any thread.
+
+    Args:
+        operation: What it is.
+        path: Of the checkpoint.
+        in_background: Whether the caller goes on meanwhile.
+        budget: The memory that it shares with others of its kind.
+    """
+
+    def __init__(
+        self,
+        operation: Literal["save", "load"],
+        path: str,
+        *,
+        in_background: bool,
+        budget: Budget,
+    ) -> None:
+        self._operation: Literal["save", "load"] = operation
+        self._path = path
+        self._in_background = in_background
+        self._budget = budget
+        self._id = next(_SERIAL)
+        self._started_secs = time.monotonic()
+        self._listeners = [*subscribed()]
+        # Guards the order of events and all that follows. A listener may look at the
+        # operation, and so come back on the same thread.
+        self._lock = threading.RLock()
+        self._done_bytes = self._told_bytes = self._total_bytes = 0
+        self._is_over = False
+        self._tell("started")
+
+    @property
+    def names_leaves(self) -> bool:
+        """Whether anybody wants to hear of every leaf."""
+        return any(listener.leaves for listener in self._listeners)
+
+    def watch(self, store: Store) -> Store:
+        """The store that the operation is to use, so that its bytes are counted."""
+        return cast("Store", _Watched(store, self)) if self._listeners else store
+
+    def staged(self) -> None:
+        """All values are safe."""
+        self._tell("staged")
+
+    def expect(self, size_bytes: int) -> None:
+        """So many more bytes of arrays will be moved; from now on they are counted."""
+        with self._lock:
+            self._total_bytes += size_bytes
+
+    def moved(self, size_bytes: int) -> None:
+        """Bytes of a file have been written or read."""
+        with self._lock:
+            # What stands around arrays is moved, too, but not expected.
+            done_bytes = min(self._done_bytes + size_bytes, self._total_bytes)
+            self._done_bytes = done_bytes
+            step_bytes = max(1, self._total_bytes // _STEP_COUNT)
+            is_end = done_bytes == self._total_bytes > self._told_bytes
+            if is_end or done_bytes - self._told_bytes >= step_bytes:
+                self._told_bytes = done_bytes
+                self._tell("progress")
+
+    def leaf(self, name: str, size_bytes: int) -> None:
+        """One leaf is done."""
+        self._tell("leaf", leaf=name, size_bytes=size_bytes)
+
+    def succeeded(self) -> None:
+        """It is done, and nothing comes after."""
+        self._end("published" if self._operation == "save" else "loaded")
+
+    def failed(self, error: BaseException) -> None:
+        """It is over, for this reason."""
+        self._end("failed", error)
+
+    def _end(
+        self,
+        kind: Literal["published", "loaded", "failed"],
+        error: BaseException | None = None,
+    ) -> None:
+        with self._lock:
+            self._tell(kind, error=error)
+            self._is_over = True
+
+    def _tell(
+        self,
+        kind: Any,
+        *,
+        leaf: str | None = None,
+        size_bytes: int | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        with self._lock:
+            if self._is_over:
+                return
+            event = Event(
+                kind=kind,
+                operation=self._operation,
+                id=self._id,
+                path=self._path,
+                in_background=self._in_background,
+                elapsed_secs=time.monotonic() - self._started_secs,
+                done_bytes=self._done_bytes if size_bytes is None else size_bytes,
+                total_bytes=self._total_bytes,
+                memory_bytes=self._budget.taken_bytes,
+                peak_memory_bytes=self._budget.peak_bytes,
+                leaf=leaf,
+                error=error,
+            )
+            _tell_jax(event)
+            for subscription in [*self._listeners]:
+                if event.kind == "leaf" and not subscription.leaves:
+                    continue
+                try:
+                    subscription.listener(event)
+                except Exception:  # It is the caller's code.
+                    self._listeners.remove(subscription)
+                    _LOGGER.exception(
+                        "a listener failed, and hears no more of the %s of %s",
+                        *(self._operation, self._path),
+                    )
+
+
+class _Watched:
+    """A store whose bytes are counted; all else is the store's own."""
+
+    def __init__(self, store: Store, report: Report) -> None:
+        self._store = store
+        self._report = report
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def write(
+        self, path: str, pieces: Iterable[Buffer], *, size_bytes: int | None = None
+    ) -> None:
+        await self._store.write(path, self._counted(pieces), size_bytes=size_bytes)
+
+    async def read_into(self, path: str, offset_bytes: int, buffer: Buffer) -> None:
+        await self._store.read_into(path, offset_bytes, buffer)
+        self._report.moved(byte_view(buffer).nbytes)
+
+    def _counted(self, pieces: Iterable[Buffer]) -> Iterator[Buffer]:
+        for piece in pieces:
+            size_bytes = byte_view(piece).nbytes
+            yield piece
+            # Who asks for the next piece has done with this one.
+            self._report.moved(size_bytes)
+
+
+_FAMILIES = {"save": "write", "load": "read"}
+
+
+def _tell_jax(event: Event) -> None:
+    """The same for `jax.monitoring`, by the names that Orbax's dashboards know."""
+    family = f"/jax/orbax/{_FAMILIES[event.operation]}"
+    timed = f"{family}/async" if event.in_background else family
+    monitoring = jax.monitoring
+    if event.kind == "started":
+        monitoring.record_event(f"{timed}/start")
+    elif event.kind == "staged":
+        monitoring.record_event_duration_secs(
+            f"{timed}/blocking_duration_secs", event.elapsed_secs
+        )
+    elif event.kind == "failed":
+        monitoring.record_event(f"{family}/failure")
+    elif event.kind in ("published", "loaded"):
+        gbytes = event.total_bytes / (1 << 30)
+        sizes = family if event.operation == "save" else "/jax/checkpoint/read"
+        monitoring.record_event(f"{family}/success")
+        monitoring.record_event_duration_secs(
+            f"{timed}/total_duration_secs", event.elapsed_secs
+        )
+        monitoring.record_scalar(f"{sizes}/gbytes", gbytes)
+        monitoring.record_scalar(
+            f"{sizes}/gbytes_per_sec", gbytes / max(event.elapsed_secs, 1e-9)
+        )

@@ -1,0 +1,39 @@
+"""What saves and loads do, told while they do it: for progress bars, logs, dashboards.
+
+Whoever subscribes hears of every save and load of this process that begins afterwards,
+on any thread.  Of one operation events come one after the other, in this order:
+
+    started     the call was made
+    staged      a save only: the values are safe, so `save_async` returns
+    progress    more bytes were written or read, now and then; perhaps before `staged`
+    leaf        one leaf was written, durably, or read and verified; on request
+
+and the last one is one of these:
+
+    published   a save is there for everybody, and durable
+    loaded      the result of a load is complete
+    failed      or it failed, or was given up
+
+Example:
+    >>> import stowax
+    >>> path = getfixture("tmp_path") / "checkpoint"
+    >>> def show(event):
+    ...     if event.kind == "published":
+    ...         print(f"{event.done_bytes} of {event.total_bytes} bytes")
+    >>> with stowax.events.subscribe(show):
+    ...     stowax.save(path, {"step": 7})
+    8 of 8 bytes
+
+Of several processes each tells what it does itself.  The same goes to `jax.monitoring`,
+under the names that Orbax uses, whether anybody subscribes or not.
+"""
+
+from stowax._events import Event as Event
+from stowax._events import Listener as Listener
+from stowax._events import Subscription as Subscription
+from stowax._events import subscribe as subscribe
+from stowax._public import claim as _claim
+
+__all__ = ["Event", "Listener", "Subscription", "subscribe"]
+
+_claim(globals())

@@ -1,0 +1,336 @@
+"""Listeners hear of every save and load, in order; what they do changes nothing."""
+
+import asyncio
+import logging
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import stowax as ocp
+from stowax import events
+from stowax._budget import Budget
+from stowax._report import Report
+from stowax.testing import MemoryStore
+from stowax.training import Checkpointer
+
+MIB = 1 << 20
+
+
+class Heard:
+    """Keeps what it hears."""
+
+    def __init__(self):
+        self.events = []
+
+    def __call__(self, event):
+        self.events.append(event)
+
+    @property
+    def kinds(self):
+        """What happened, but for progress, which may come before a save is staged."""
+        return [event.kind for event in self.events if event.kind != "progress"]
+
+    @property
+    def progress_count(self):
+        """How often it was told of progress."""
+        return sum(event.kind == "progress" for event in self.events)
+
+
+@pytest.fixture
+def heard():
+    """A listener that is subscribed."""
+    heard = Heard()
+    with events.subscribe(heard):
+        yield heard
+
+
+def state():
+    """Arrays of some MiB, and a number."""
+    return {"w": jnp.arange(MIB, dtype=jnp.float32), "n": np.ones(MIB), "step": 7}
+
+
+SAVES = {
+    "save": lambda path: ocp.save(path, state()),
+    "save_async": lambda path: ocp.save_async(path, state()).result(),
+    "save_checkpointables": lambda path: ocp.save_checkpointables(path, {"a": state()}),
+}
+LOADS = {
+    "load": lambda path: ocp.load(path),
+    "load_async": lambda path: ocp.load_async(path).result(),
+    "load_checkpointables": lambda path: ocp.load_checkpointables(path),
+    "load_leaf": lambda path: ocp.load_leaf(path, "w"),
+    "abstract": lambda path: ocp.load(path, state()),
+}
+
+
+@pytest.mark.parametrize("name", SAVES)
+def test_a_save(tmp_path, heard, name):
+    """From its start to the moment when it is there for everybody."""
+    SAVES[name](tmp_path / "c")
+
+    assert heard.kinds == ["started", "staged", "published"]
+    assert 0 < heard.progress_count <= 200
+    assert {event.operation for event in heard.events} == {"save"}
+    assert {event.path for event in heard.events} == {str(tmp_path / "c")}
+    assert {event.in_background for event in heard.events} == {"async" in name}
+    assert len({event.id for event in heard.events}) == 1
+    assert heard.events[-1].done_bytes == 12 * MIB + 8
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_a_load(tmp_path, heard, name):
+    """From its start to the whole result."""
+    ocp.save(tmp_path / "c", state())
+    heard.events.clear()
+
+    LOADS[name](tmp_path / "c")
+
+    assert heard.kinds == ["started", "loaded"]
+    assert 0 < heard.progress_count <= 200
+    assert {event.operation for event in heard.events} == {"load"}
+    assert {event.in_background for event in heard.events} == {"async" in name}
+    assert heard.events[-1].done_bytes == heard.events[-1].total_bytes
+    expected = 4 * MIB if name == "load_leaf" else 12 * MIB + 8
+    assert heard.events[-1].total_bytes == expected
+
+
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_progress_never_goes_back(data):
+    """Of any tree: bytes grow, up to the total, and are few events."""
+    sizes = data.draw(st.lists(st.integers(0, 300_000), max_size=20))
+    tree = {f"{i}": np.zeros(size, np.uint8) for i, size in enumerate(sizes)}
+    heard = Heard()
+
+    with (
+        ocp.Context(file=ocp.options.FileOptions(store=MemoryStore())),
+        events.subscribe(heard),
+    ):
+        ocp.save_checkpointables("/c", {"one": tree, "other": tree})
+        ocp.load_checkpointables("/c")
+
+    for operation in ("save", "load"):
+        told = [e for e in heard.events if e.operation == operation]
+        done = [event.done_bytes for event in told]
+        assert done == sorted(done)
+        assert all(event.done_bytes <= event.total_bytes for event in told)
+        assert told[-1].total_bytes == 2 * sum(sizes)
+        assert done[-1] == told[-1].total_bytes
+        assert len(told) <= 2 * 200 + 5
+
+
+def test_every_leaf_on_request(tmp_path):
+    """Leaves by the names of errors, with their bytes; only to those who ask."""
+    with_leaves, without = Heard(), Heard()
+
+    with events.subscribe(with_leaves, leaves=True), events.subscribe(without):
+        ocp.save(tmp_path / "c", {"a": {"b": np.zeros(5)}, "step": 7})
+        ocp.load(tmp_path / "c")
+
+    leaves = [e for e in with_leaves.events if e.kind == "leaf"]
+    assert [(e.operation, e.leaf, e.done_bytes) for e in leaves] == [
+        ("save", "a.b", 40),
+        ("save", "step", 8),
+        ("load", "a.b", 40),
+        ("load", "step", 8),
+    ]
+    assert "leaf" not in without.kinds
+
+
+def test_each_step_of_a_training_run(tmp_path, heard):
+    """Saves of a `Checkpointer` are saves in the background."""
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save_async(1, state()).result()
+        checkpointer.save(2, state())
+        checkpointer.load()
+
+    published = [e.path for e in heard.events if e.kind == "published"]
+    assert published == [str(tmp_path / "1"), str(tmp_path / "2")]
+    assert heard.kinds[-1] == "loaded"
+
+
+def test_a_save_that_is_refused(tmp_path, heard):
+    """It fails with the error that the caller gets."""
+    with pytest.raises(ocp.errors.UnsupportedLeafError) as caught:
+        ocp.save(tmp_path / "c", {"w": object()})
+
+    assert heard.kinds == ["started", "failed"]
+    assert heard.events[-1].error is caught.value
+
+
+def test_a_save_that_fails_in_the_background(heard):
+    """After it was staged, with what `result()` raises."""
+
+    class FullStore(MemoryStore):
+        async def write(self, path, pieces, *, size_bytes=None):
+            if "data-" in path:
+                raise OSError(28, "No space left on device", path)
+            await super().write(path, pieces, size_bytes=size_bytes)
+
+    with ocp.Context(file=ocp.options.FileOptions(store=FullStore())):
+        response = ocp.save_async("/c", state())
+        with pytest.raises(OSError, match="No space"):
+            response.result()
+
+    assert heard.kinds == ["started", "staged", "failed"]
+    assert isinstance(heard.events[-1].error, OSError)
+
+
+def test_a_load_that_fails(tmp_path, heard):
+    """Whatever is wrong, also if there is nothing at all."""
+    with pytest.raises(ocp.errors.CheckpointNotFoundError) as caught:
+        ocp.load(tmp_path / "c")
+
+    assert heard.kinds == ["started", "failed"]
+    assert heard.events[-1].error is caught.value
+
+
+def test_a_load_that_takes_too_long(heard):
+    """The deadline is the reason, and not that something was cancelled."""
+
+    class SlowStore(MemoryStore):
+        async def read_into(self, path, offset_bytes, buffer):
+            await asyncio.sleep(30)
+
+    store = SlowStore()
+    with ocp.Context(file=ocp.options.FileOptions(store=store)):
+        ocp.save("/c", {"w": 1})
+    heard.events.clear()
+
+    with (
+        ocp.Context(
+            file=ocp.options.FileOptions(store=store),
+            asynchronous=ocp.options.AsyncOptions(timeout_secs=0.1),
+        ),
+        pytest.raises(ocp.errors.DeadlineError) as caught,
+    ):
+        ocp.load("/c")
+
+    assert heard.kinds == ["started", "failed"]
+    assert heard.events[-1].error is caught.value
+
+
+def test_a_listener_that_fails(tmp_path, heard, caplog):
+    """It is logged once, hears no more of it, and the save goes on for the others."""
+    calls = []
+
+    def broken(event):
+        calls.append(event.kind)
+        raise ZeroDivisionError
+
+    with events.subscribe(broken), caplog.at_level(logging.ERROR, "stowax"):
+        ocp.save(tmp_path / "c", state())
+
+    assert calls == ["started"]
+    assert [r.message for r in caplog.records] == [
+        f"a listener failed, and hears no more of the save of {tmp_path / 'c'}"
+    ]
+    assert heard.kinds[-1] == "published"
+    assert ocp.load(tmp_path / "c")["step"] == 7
+
+
+def test_the_end_of_a_subscription(tmp_path):
+    """What begins afterwards is not heard of; what is under way, to its end."""
+    heard = Heard()
+    subscription = events.subscribe(heard)
+    response = ocp.save_async(tmp_path / "a", state())
+    subscription.close()
+    subscription.close()
+    response.result()
+    ocp.save(tmp_path / "b", state())
+
+    assert heard.kinds == ["started", "staged", "published"]
+
+
+def test_operations_side_by_side(tmp_path, heard):
+    """Each has a number, and its events keep their order."""
+    responses = [ocp.save_async(tmp_path / str(i), state()) for i in range(4)]
+    threads = [
+        threading.Thread(target=lambda i=i: ocp.load(tmp_path / str(i)))
+        for i in range(4)
+    ]
+    for response in responses:
+        response.result()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    by_id = {}
+    for event in heard.events:
+        by_id.setdefault(event.id, []).append(event)
+    assert len(by_id) == 8
+    for told in by_id.values():
+        assert len({event.path for event in told}) == 1
+        kinds = [event.kind for event in told]
+        assert kinds[0] == "started"
+        assert kinds[-1] in ("published", "loaded")
+        assert [event.elapsed_secs for event in told] == sorted(
+            event.elapsed_secs for event in told
+        )
+
+
+def test_the_budget_is_seen(heard):
+    """While copies of NumPy arrays are staged, their memory is told."""
+    with ocp.Context(file=ocp.options.FileOptions(store=MemoryStore())):
+        ocp.save_async("/c", {"n": np.ones(MIB)}).result()
+
+    staged = next(event for event in heard.events if event.kind == "staged")
+    assert staged.memory_bytes >= 8 * MIB
+    assert staged.peak_memory_bytes >= staged.memory_bytes
+
+
+def test_nothing_comes_after_the_end(heard):
+    """What goes wrong with a callback does not take back what was published."""
+    report = Report("save", "/c", in_background=False, budget=Budget())
+    report.succeeded()
+    report.failed(KeyboardInterrupt())
+    report.leaf("w", 1)
+
+    assert heard.kinds == ["started", "published"]
+
+
+def test_jax_monitoring(tmp_path):
+    """Without any listener of ours, dashboards of Orbax hear what they know."""
+    names = []
+    register = jax.monitoring.register_event_listener
+    register(lambda name, **_: names.append(name))
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, secs, **_: names.append(name)
+    )
+    jax.monitoring.register_scalar_listener(lambda name, value, **_: names.append(name))
+    try:
+        ocp.save(tmp_path / "c", {"w": 1})
+        ocp.save_async(tmp_path / "d", {"w": 1}).result()
+        ocp.load(tmp_path / "c")
+        with pytest.raises(ocp.errors.CheckpointNotFoundError):
+            ocp.load(tmp_path / "e")
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+    assert [name for name in names if "/orbax/" in name or "/checkpoint/" in name] == [
+        "/jax/orbax/write/start",
+        "/jax/orbax/write/blocking_duration_secs",
+        "/jax/orbax/write/success",
+        "/jax/orbax/write/total_duration_secs",
+        "/jax/orbax/write/gbytes",
+        "/jax/orbax/write/gbytes_per_sec",
+        "/jax/orbax/write/async/start",
+        "/jax/orbax/write/async/blocking_duration_secs",
+        "/jax/orbax/write/success",
+        "/jax/orbax/write/async/total_duration_secs",
+        "/jax/orbax/write/gbytes",
+        "/jax/orbax/write/gbytes_per_sec",
+        "/jax/orbax/read/start",
+        "/jax/orbax/read/success",
+        "/jax/orbax/read/total_duration_secs",
+        "/jax/checkpoint/read/gbytes",
+        "/jax/checkpoint/read/gbytes_per_sec",
+        "/jax/orbax/read/start",
+        "/jax/orbax/read/failure",
+    ]
