@@ -234,6 +234,23 @@ def test_a_listener_that_fails(tmp_path, heard, caplog):
     assert ocp.load(tmp_path / "c")["step"] == 7
 
 
+def test_a_listener_of_jax_that_fails(tmp_path, caplog):
+    """It breaks no save either."""
+
+    def broken(name, **_):
+        raise ZeroDivisionError
+
+    jax.monitoring.register_event_listener(broken)
+    try:
+        with caplog.at_level(logging.ERROR, "stowax"):
+            ocp.save(tmp_path / "c", {"w": np.arange(3)})
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+    assert len(caplog.records) == 1
+    assert ocp.load(tmp_path / "c")["w"].tolist() == [0, 1, 2]
+
+
 def test_the_end_of_a_subscription(tmp_path):
     """What begins afterwards is not heard of; what is under way, to its end."""
     heard = Heard()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import jax
 
 from stowax._budget import Budget
-from stowax._events import Event, subscribed
+from stowax._events import Event, Subscription, subscribed
 from stowax._stores._base import Store, byte_view
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ class Report:
         self._budget = budget
         self._id = next(_SERIAL)
         self._started_secs = time.monotonic()
-        self._listeners = [*subscribed()]
+        asked = subscribed()
+        self._is_watched = bool(asked)
+        self._listeners = [Subscription(_tell_jax, leaves=False), *asked]
         # Guards the order of events and all that follows. A listener may look at the
         # operation, and so come back on the same thread.
         self._lock = threading.RLock()
@@ -69,7 +71,7 @@ class Report:
 
     def watch(self, store: Store) -> Store:
         """The store that the operation is to use, so that its bytes are counted."""
-        return cast("Store", _Watched(store, self)) if self._listeners else store
+        return cast("Store", _Watched(store, self)) if self._is_watched else store
 
     def staged(self) -> None:
         """All values are safe."""
@@ -138,13 +140,12 @@ class Report:
                 leaf=leaf,
                 error=error,
             )
-            _tell_jax(event)
             for subscription in [*self._listeners]:
                 if event.kind == "leaf" and not subscription.leaves:
                     continue
                 try:
                     subscription.listener(event)
-                except Exception:  # It is the caller's code.
+                except Exception:  # It is code of others.
                     self._listeners.remove(subscription)
                     _LOGGER.exception(
                         "a listener failed, and hears no more of the %s of %s",
