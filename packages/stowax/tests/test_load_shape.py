@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from sample_trees import bits, differences, mesh, shardings
 
 import stowax
+from stowax._codecs._checksum import BLOCK_BYTES
 from stowax.errors import TreeMismatchError
 from stowax.options import ArrayOptions, FileOptions
 from stowax.testing import MemoryStore, RecordingStore
@@ -128,4 +129,4 @@ def test_only_what_is_needed_is_read():
 
     assert loaded.tolist() == host[:2, :10].tolist()
     data = [call for call in store.calls[count:] if "/d/" in call.paths[0]]
-    assert sum(call.size_bytes for call in data) == 2 << 20  # A MiB of either row.
+    assert sum(call.size_bytes for call in data) == 2 * BLOCK_BYTES  # Of either row.
