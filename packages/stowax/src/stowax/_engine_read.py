@@ -176,7 +176,7 @@ class ChunkSource:
     async def _read_group(self, group: Sequence[ChunkRead], scratch: Scratch) -> None:
         first = group[0]
         path = join(self._directory, first.file)
-        if len(group) == 1 and first.length_bytes > _NEIGHBOUR_BYTES:
+        if len(group) == 1 and not _is_read_whole(first):
             await self._read_large(path, first, scratch)
             return
         # Nothing says that the last to begin is the last to end.
@@ -421,7 +421,7 @@ def _decode(
 
 
 def _neighbours(chunks: Sequence[ChunkRead]) -> Iterator[list[ChunkRead]]:
-    """Runs of small chunks that lie close together, and large ones alone."""
+    """Runs of chunks to be read whole that lie close together, and others alone."""
     group: list[ChunkRead] = []
     for chunk in chunks:
         if group:
@@ -429,9 +429,9 @@ def _neighbours(chunks: Sequence[ChunkRead]) -> Iterator[list[ChunkRead]]:
             if (
                 chunk.file == first.file
                 and chunk.offset_bytes - group[-1].end_bytes <= _GAP_BYTES
-                and chunk.length_bytes <= _NEIGHBOUR_BYTES
-                and first.length_bytes <= _NEIGHBOUR_BYTES
                 and chunk.end_bytes - first.offset_bytes <= _PIECE_BYTES
+                and _is_read_whole(chunk)
+                and _is_read_whole(first)
             ):
                 group.append(chunk)
                 continue
@@ -439,6 +439,15 @@ def _neighbours(chunks: Sequence[ChunkRead]) -> Iterator[list[ChunkRead]]:
         group = [chunk]
     if group:
         yield group
+
+
+def _is_read_whole(chunk: ChunkRead) -> bool:
+    """Whether all of a chunk is read at once: it is small, and nothing is left out."""
+    if chunk.length_bytes > _NEIGHBOUR_BYTES:
+        return False
+    if chunk.length_bytes <= chunk.block_bytes or chunk.decoder is not None:
+        return True
+    return any(common == chunk.box for _, common in chunk.uses)
 
 
 def _direct_memory(chunk: ChunkRead) -> np.ndarray | None:
