@@ -87,6 +87,9 @@ def stored_form(leaf: Any) -> Any:
     return leaf
 
 
+COMPRESSIONS = (None, "none", "zstd", "blosc", "auto")
+
+
 def our_saving() -> st.SearchStrategy[ArrayOptions.Saving]:
     """Ways to store arrays that Stowax has."""
     chunks = st.sampled_from([16, 24, 100])
@@ -96,7 +99,11 @@ def our_saving() -> st.SearchStrategy[ArrayOptions.Saving]:
         st.fixed_dictionaries(
             {},
             optional={
-                "storage_options": st.builds(storage, chunk_byte_size=chunks),
+                "storage_options": st.builds(
+                    storage,
+                    chunk_byte_size=st.none() | chunks,
+                    compression=st.sampled_from(COMPRESSIONS),
+                ),
                 "use_compression": st.booleans(),
                 "ocdbt_target_data_file_size": st.sampled_from([0, 50, 1000]),
                 "use_replica_parallel": st.booleans(),

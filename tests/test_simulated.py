@@ -14,7 +14,12 @@ import stowax
 from stowax._codecs._checksum import unseal
 from stowax._codecs._item_manifest import decode_part
 from stowax._stores._base import read_bytes
-from stowax.errors import BackgroundSaveError, PeerFailedError, UnsupportedLeafError
+from stowax.errors import (
+    BackgroundSaveError,
+    PeerFailedError,
+    ProcessesError,
+    UnsupportedLeafError,
+)
 from stowax.testing import MemoryStore, SimulatedCluster
 from stowax.training import Checkpointer
 
@@ -44,13 +49,15 @@ def cluster():
         yield cluster
 
 
-def in_every(cluster, store, function):
+def in_every(cluster, store, function, *, compressions=(None,) * COUNT):
     """Calls `function(index)` in every process, in a Context of its own."""
 
     def call(index):
         runtime = cluster.runtimes[index]
         file = stowax.options.FileOptions(store=store)
-        with stowax.Context(runtime=runtime, file=file):
+        context = stowax.Context(runtime=runtime, file=file)
+        context.array.saving.storage_options.compression = compressions[index]
+        with context:
             return function(index)
 
     return cluster.run(call)
@@ -138,6 +145,49 @@ def test_eight_save_compressed(cluster):
     manifest = asyncio.run(read_bytes(store, f"{PATH}/state/stowax.manifest"))
     forms = unseal(manifest)["forms"]
     assert {form.get("codec") for form in forms if "dtype" in form} == {"zstd"}
+
+
+def test_samples_of_eight_agree(cluster):
+    """What each has of an array differs; how it is compressed is said once, for all.
+
+    A later save, of values that a sample says the opposite of, is no exception.
+    """
+    store = MemoryStore()
+    mesh = Mesh(np.array(jax.devices()), ("x",))
+    host = np.zeros((COUNT, 1 << 16), np.float32)
+    host[::2] = np.random.default_rng(0).standard_normal((COUNT // 2, 1 << 16))
+
+    for path, values in (("/1", host), ("/2", host[::-1])):
+        array = jax.device_put(values, NamedSharding(mesh, P("x")))
+        save = functools.partial(stowax.save, path, {"w": array})
+        in_every(cluster, store, lambda _, f=save: f(), compressions=["auto"] * COUNT)
+
+        with stowax.Context(file=stowax.options.FileOptions(store=store)):
+            loaded = stowax.load(path)
+        assert (np.asarray(loaded["w"]) == values).all()
+        manifest = asyncio.run(read_bytes(store, f"{path}/state/stowax.manifest"))
+        assert [form["codec"] for form in unseal(manifest)["forms"]] == ["blosc"]
+        for index in range(COUNT):
+            name = f"{path}/state/stowax.chunks.{index}"
+            table = decode_part(asyncio.run(read_bytes(store, name)))
+            is_noise = values[index].any()
+            assert (table.length_bytes.sum() > values[index].nbytes // 2) == is_noise
+
+
+def test_compressions_that_differ(cluster):
+    """Processes that are told to compress one array differently are refused."""
+    mesh = Mesh(np.array(jax.devices()), ("x",))
+    array = jax.device_put(np.zeros((COUNT, 100)), NamedSharding(mesh, P("x")))
+    told = ["zstd"] * (COUNT - 1) + ["blosc"]
+    store = MemoryStore()
+
+    def save(index):
+        with pytest.raises(ProcessesError, match=r"0 and 7 differ .* compression"):
+            stowax.save(PATH, {"w": array})
+
+    in_every(cluster, store, save, compressions=told)
+
+    assert asyncio.run(store.stat(PATH)) is None
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,9 @@ from sample_trees import (
 )
 
 import stowax
+from stowax._codecs._item_manifest import decode_part
 from stowax.options import ArrayOptions
+from stowax.testing import SimulatedCluster
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -37,6 +39,8 @@ pytestmark = [
 ]
 
 StorageOptions = ArrayOptions.Saving.StorageOptions
+
+compressions = pytest.mark.parametrize("compression", ["zstd", "blosc"])
 
 
 def save(path, state, **saving):
@@ -83,6 +87,11 @@ EVERY_WAY = [
     {"use_compression": False},
     {"storage_options": StorageOptions(chunk_byte_size=100)},
     {"storage_options": StorageOptions(chunk_byte_size=100), "use_compression": True},
+    *(
+        {"storage_options": StorageOptions(compression=compression, **more)}
+        for compression in ("zstd", "blosc", "auto")
+        for more in ({}, {"chunk_byte_size": 100})
+    ),
     {"ocdbt_target_data_file_size": 1000},
     {"ocdbt_target_data_file_size": 1000, "use_compression": True},
     {"ocdbt_target_data_file_size": 0},
@@ -112,7 +121,35 @@ def test_orbax_loads_whatever_the_options(tmp_path, saving):
     )
 
 
-def test_orbax_loads_compressed_from_several_devices(tmp_path):
+@pytest.mark.parametrize("compression", ["zstd", "blosc", "auto"])
+def test_orbax_loads_large_arrays_compressed(tmp_path, compression):
+    """Arrays of many chunks, worth it or not: the whole tree, and leaf by leaf."""
+    path = tmp_path / "checkpoint"
+    noise = np.random.default_rng(0).standard_normal(1_500_001, np.float32)
+    saved = {
+        "counts": np.arange(3 << 20, dtype=np.int32).reshape(3, -1),
+        "noise": noise,
+        "half": jax.device_put(noise.astype("bfloat16")),
+        "mask": noise > 1,
+        "zeros": jax.device_put(np.zeros((7, 1 << 17)), NamedSharding(mesh(1), P())),
+        "few": np.zeros(3),
+    }
+
+    save(path, saved, storage_options=StorageOptions(compression=compression))
+
+    assert differences(saved, v1.load(path, abstract(saved))) == []
+    whole = v1.load(path)
+    context = v1.Context()
+    context.pytree.loading.partial_load = True
+    for name, array in saved.items():
+        assert np.asarray(whole[name]).tobytes() == np.asarray(array).tobytes()
+        with context:
+            alone = v1.load(path, {name: abstract(array)})
+        assert differences({name: array}, alone) == []
+
+
+@compressions
+def test_orbax_loads_compressed_from_several_devices(tmp_path, compression):
     """A compressed array is loaded by Orbax onto another sharding."""
     array = sharded_arrays()["rows"]
     target = {
@@ -121,23 +158,76 @@ def test_orbax_loads_compressed_from_several_devices(tmp_path):
         )
     }
 
-    save(tmp_path / "checkpoint", {"w": array}, use_compression=True)
+    storage = StorageOptions(compression=compression)
+    save(tmp_path / "checkpoint", {"w": array}, storage_options=storage)
 
     expected = {"w": jax.device_put(np.asarray(array), target["w"].sharding)}
     loaded = v1.load(tmp_path / "checkpoint", target)
     assert differences(expected, loaded, placement=True) == []
 
 
+@pytest.mark.parametrize("compression", ["zstd", "blosc", "auto"])
+def test_orbax_loads_what_eight_processes_compressed(tmp_path, compression):
+    """Each compresses what it writes, or not; Orbax, TensorStore and we load the same.
+
+    Of several processes none has all of an array, so "auto" goes chunk by chunk.
+    """
+    spread = NamedSharding(mesh(8), P("x"))
+    # Shrinks, but not enough to be worth it.
+    noise = np.random.default_rng(0).standard_normal((8, 1 << 15), np.float32)
+    zeros = np.zeros_like(noise)
+    mixed = np.where(np.arange(8)[:, None] % 2, noise, zeros)
+    host = {"noise": noise, "zeros": zeros, "mixed": mixed}
+    saved = {name: jax.device_put(array, spread) for name, array in host.items()}
+    saved["copies"] = jax.device_put(zeros, NamedSharding(mesh(8), P()))
+    saved["numpy"] = np.arange(1 << 18)
+    path = tmp_path / "checkpoint"
+
+    with SimulatedCluster(8) as cluster:
+
+        def save_one(index):
+            context = stowax.Context(runtime=cluster.runtimes[index])
+            context.array.saving.storage_options.compression = compression
+            with context:
+                stowax.save(path, saved)
+
+        cluster.run(save_one)
+
+    expected = {**host, "copies": zeros, "numpy": saved["numpy"]}
+    codec = "zstd" if compression == "zstd" else "blosc"
+    for name, array in expected.items():
+        base = {"driver": "file", "path": f"{path}/state/"}
+        kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+        found = ts.open({"driver": "zarr3", "kvstore": kvstore}, read=True).result()
+        assert found.read().result().tobytes() == array.tobytes(), name
+        codecs = [codec["name"] for codec in found.codec.to_json()["codecs"]]
+        assert codecs == ["bytes", codec, "crc32c"]
+    assert differences(saved, stowax.load(path, abstract(saved))) == []
+    assert differences(saved, v1.load(path, abstract(saved))) == []
+    tables = [
+        decode_part((path / f"state/stowax.chunks.{index}").read_bytes())
+        for index in range(8)
+    ]
+    lengths = {name: [] for name in expected}
+    for table in tables:
+        for leaf, length in zip(table.leaf, table.length_bytes, strict=True):
+            lengths[sorted(expected)[leaf]].append(int(length))
+    if compression == "auto":
+        assert lengths["noise"] == [(128 << 10) + 16] * 8
+        assert sum(length > 128 << 10 for length in lengths["mixed"]) == 4
+    assert max(lengths["zeros"] + lengths["numpy"]) < 512 << 10
+    assert max(lengths["zeros"]) < 4 << 10
+
+
+@compressions
 @pytest.mark.parametrize("name", NUMPY_DTYPES)
-def test_tensorstore_reads_compressed(tmp_path, name):
-    """TensorStore decodes our chunks of every dtype, and knows them for zstd."""
-    array = bits(name, (5, 7))
-    save(
-        tmp_path / "checkpoint",
-        {"w": array},
-        use_compression=True,
-        storage_options=StorageOptions(chunk_byte_size=20 * array.itemsize),
+def test_tensorstore_reads_compressed(tmp_path, name, compression):
+    """TensorStore decodes our chunks of every dtype, and knows what they are."""
+    array = bits(name, (50, 7))
+    storage = StorageOptions(
+        chunk_byte_size=200 * array.itemsize, compression=compression
     )
+    save(tmp_path / "checkpoint", {"w": array}, storage_options=storage)
 
     base = {"driver": "file", "path": f"{tmp_path}/checkpoint/state/"}
     kvstore = {"driver": "ocdbt", "base": base, "path": "w/"}
@@ -145,12 +235,15 @@ def test_tensorstore_reads_compressed(tmp_path, name):
 
     assert found.read().result().tobytes() == array.tobytes()
     codecs = [codec["name"] for codec in found.codec.to_json()["codecs"]]
-    assert codecs == ["bytes", "zstd", "crc32c"]
+    assert codecs == ["bytes", compression, "crc32c"]
 
 
-def test_tensorstore_finds_damage(tmp_path):
+@compressions
+def test_tensorstore_finds_damage(tmp_path, compression):
     """The checksum behind a compressed chunk is one that TensorStore compares."""
-    save(tmp_path / "checkpoint", {"w": bits("uint8", (500,))}, use_compression=True)
+    storage = StorageOptions(compression=compression)
+    state = {"w": bits("uint8", (500,))}
+    save(tmp_path / "checkpoint", state, storage_options=storage)
     file = tmp_path / "checkpoint/state/d/data-0"
     content = bytearray(file.read_bytes())
     content[200] ^= 1

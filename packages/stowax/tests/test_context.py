@@ -435,7 +435,12 @@ def test_each_option_of_saving_reaches_the_settings(option, value, field, read):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("dtype", "bfloat16"), ("chunk_byte_size", 5), ("shard_axes", (1,))],
+    [
+        ("dtype", "bfloat16"),
+        ("chunk_byte_size", 5),
+        ("shard_axes", (1,)),
+        ("compression", "blosc"),
+    ],
 )
 def test_each_storage_option_reaches_the_settings(option, value):
     """So does an option of how one array is stored; None for all is the defaults."""
@@ -463,6 +468,7 @@ REFUSED_BY_SAVES = [
 ]
 REFUSED_BY_ALL = [
     ("array.loading.casting", "unsave"),
+    ("array.saving.storage_options.compression", "gzip"),
     ("checkpoint_layout", "safetensors"),
     ("multiprocessing.primary_host", 1),
     ("multiprocessing.primary_host", None),

@@ -55,7 +55,7 @@ async def write(store, arrays, *, limit_bytes=64 << 20):
         }
         plan = plan_write(layouts, process_index=0, data_directory="d/")
     staged = Staged([arrays[part.leaf] for part in plan.parts])
-    table = await write_chunks(store, "/item", plan, staged)
+    table, _ = await write_chunks(store, "/item", plan, staged)
     leaves = tuple(
         LeafEntry(
             (Key("key", f"leaf{i}"),),

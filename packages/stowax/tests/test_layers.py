@@ -58,6 +58,7 @@ LAYERS = {
     "_database_index": 4,
     "_database_source": 4,
     "_digest": 4,
+    "_engine_encode": 4,
     "_engine_read": 4,
     "_engine_write": 4,
     "_mapped": 4,

@@ -1,5 +1,6 @@
 """Saves of one structure are planned once; others are never taken for it."""
 
+import asyncio
 import enum
 
 import jax
@@ -10,7 +11,10 @@ from sample_trees import differences, mesh
 
 import stowax
 from stowax import _item_layout, _item_write
+from stowax._codecs._checksum import unseal
 from stowax._runtime import Runtime
+from stowax._stores._base import read_bytes
+from stowax.testing import MemoryStore
 
 
 @pytest.fixture
@@ -96,6 +100,43 @@ def test_the_dtype_that_is_asked_for_counts(tmp_path, runtime, dtypes):
     assert found == [np.dtype(dtype or "f4") for dtype in dtypes]
 
 
+COMPRESSIONS = {
+    None: None,
+    "none": None,
+    "zstd": "zstd",
+    "blosc": "blosc",
+    "auto": "blosc",
+}
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_the_compression_that_is_asked_for_counts(tmp_path, runtime, turn):
+    """Each save is compressed as its own options and its own store say."""
+    state = {"w": np.zeros((512, 512), np.float32)}
+    ways = [
+        (compression, use, is_remote)
+        for compression in COMPRESSIONS
+        for use in (None, True)
+        for is_remote in (False, True)
+    ][::turn]
+    for compression, use, is_remote in ways:
+        context = stowax.Context(runtime=runtime)
+        context.file.store = MemoryStore(is_remote=is_remote)
+        context.array.saving.use_compression = use
+        context.array.saving.storage_options.compression = compression
+        with context:
+            stowax.save("/c", state)
+            assert differences(state, stowax.load("/c")) == []
+
+        store = context.file.store
+        manifest = asyncio.run(read_bytes(store, "/c/state/stowax.manifest"))
+        (form,) = unseal(manifest)["forms"]
+        expected = COMPRESSIONS[compression]
+        if compression is None and (use or is_remote):
+            expected = "zstd"
+        assert form.get("codec") == expected
+
+
 def counted(monkeypatch, module, name):
     """Counts the calls of a function, which goes on to do its work."""
     calls = []
@@ -125,3 +166,21 @@ def test_a_structure_is_planned_once(tmp_path, runtime, monkeypatch):
     assert (len(planned), len(encoded)) == (1, 1)
     for number, state in enumerate(states):
         assert differences(state, stowax.load(tmp_path / f"{number}")) == []
+
+
+def test_a_sample_that_says_the_same_encodes_nothing(tmp_path, runtime, monkeypatch):
+    """What samples decide does not make a later save plan or encode anew."""
+    planned = counted(monkeypatch, _item_layout, "plan_write")
+    encoded = counted(monkeypatch, _item_write, "encode_documents")
+    zeros = {"w": np.zeros((512, 512), np.float32), "b": np.zeros((512, 512))}
+    noise = np.random.default_rng(0).bytes(1 << 20)
+    other = zeros | {"w": np.frombuffer(noise, np.float32).reshape(512, 512)}
+
+    context = stowax.Context(runtime=runtime)
+    context.array.saving.storage_options.compression = "auto"
+    with context:
+        for number, state in enumerate([zeros, zeros, other, other]):
+            stowax.save(tmp_path / f"{number}", state)
+            assert differences(state, stowax.load(tmp_path / f"{number}")) == []
+
+    assert (len(planned), len(encoded)) == (1, 2)

@@ -103,6 +103,11 @@ PROOFS = {
         "test_storage_options.py::test_nonsense_is_refused_by_name",
         "interop/test_storage.py::test_orbax_shows_the_chunks",
     ),
+    "array.saving.storage_options.compression": Effect(
+        "test_compression.py::test_what_is_compressed_how",
+        "test_compression.py::test_leaf_by_leaf",
+        "interop/test_storage.py::test_tensorstore_reads_compressed",
+    ),
     "array.saving.scoped_storage_options_creator": Effect(
         "test_storage_options.py::test_own_options_come_before_general_ones",
         "interop/test_storage.py::test_own_options_of_a_leaf_are_theirs",
@@ -328,6 +333,14 @@ def test_refused(tmp_path, option, value):
         ("array.saving.max_replicas_for_replica_parallel", True, "an integer or None"),
         ("array.saving.scoped_storage_options_creator", 5, "a callable or None"),
         ("array.saving.storage_options.chunk_byte_size", 1.5, "an integer or None"),
+        (
+            "array.saving.storage_options.compression",
+            "gzip",
+            "'none' or 'zstd' or 'blosc' or 'auto' or None",
+        ),
+        ("array.saving.storage_options.compression", True, "'none' or "),
+        ("array.saving.storage_options.compression", ["zstd"], "'none' or "),
+        ("array.loading.casting", "unsave", "'unsafe' or 'safe'"),
         ("asynchronous.timeout_secs", None, "an integer or a number"),
         ("asynchronous.post_finalization_callback", 5, "a callable or None"),
         ("file.path_permission_mode", -1, "0 to 4095"),

@@ -22,6 +22,7 @@ OURS = {
     "PyTreeOptions.leaf_handlers",
     "PyTreeOptions.Loading.rename",
     "PyTreeOptions.Loading.container_types",
+    "ArrayOptions.Saving.StorageOptions.compression",
     "ArrayOptions.Loading.casting",
     "ArrayOptions.Loading.as_numpy",
     "ArrayOptions.Loading.memory_map",

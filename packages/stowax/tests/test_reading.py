@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sample_trees import differences, mesh
 
 import stowax
+from stowax._plan import _write
 from stowax._runtime import Runtime
 from stowax.testing import MemoryStore, RecordingStore
 
@@ -68,6 +69,69 @@ def test_scratch_stays_within_the_limit(runtime, store, limit_bytes):
     assert runtime.reading_budget.taken_bytes == 0
     peak_bytes = runtime.reading_budget.peak_bytes
     assert 0 < peak_bytes <= max(limit_bytes or 48 * MIB, 4 * MIB)
+
+
+def compressed(runtime, store, compression, state):
+    """Saves a state to "/c"."""
+    made = context(runtime, store)
+    made.array.saving.storage_options.compression = compression
+    with made:
+        stowax.save("/c", state)
+
+
+@pytest.mark.parametrize("compression", ["zstd", "blosc"])
+@pytest.mark.parametrize("limit_bytes", [1, 12 * MIB, None])
+def test_what_is_decoded_stays_within_the_limit(runtime, limit_bytes, compression):
+    """Compressed chunks that are wanted in parts count with what they decode to."""
+    memory = MemoryStore()
+    sizes = {"large": 8 * MIB, **{f"{i}": MIB // 8 for i in range(9)}}
+    state = {
+        name: np.arange(size, dtype=np.int32).reshape(8, -1) % 1000
+        for name, size in sizes.items()
+    }
+    compressed(runtime, memory, compression, state)
+    columns = {name: spread(array) for name, array in state.items()}
+
+    with context(runtime, memory, limit_bytes):
+        found = stowax.load("/c", columns)
+
+    for name, array in state.items():
+        assert (np.asarray(found[name]) == array).all()
+    assert runtime.reading_budget.taken_bytes == 0
+    peak_bytes = runtime.reading_budget.peak_bytes
+    assert 4 * MIB < peak_bytes <= max(limit_bytes or 48 * MIB, 8 * MIB)
+
+
+@pytest.mark.parametrize("compression", ["zstd", "blosc"])
+def test_small_chunks_are_decoded_within_the_limit(runtime, compression):
+    """So do those that are read together."""
+    memory = MemoryStore()
+    zeros = np.zeros((8, 24 << 10), np.int32)
+    state = {f"{i}": zeros for i in range(4)}
+    compressed(runtime, memory, compression, state)
+
+    with context(runtime, memory, 1):
+        stowax.load("/c", {name: spread(array) for name, array in state.items()})
+
+    assert zeros.nbytes < runtime.reading_budget.peak_bytes < 2 * zeros.nbytes
+
+
+@pytest.mark.parametrize("compression", ["zstd", "blosc"])
+def test_large_compressed_chunks(runtime, monkeypatch, compression):
+    """A chunk larger than the budget loads: older versions wrote such with zstd."""
+    memory = MemoryStore()
+    state = {"w": np.arange(8 * MIB).reshape(16, -1)}
+    with monkeypatch.context() as patch:
+        patch.setattr(_write, "CODED_CHUNK_LIMIT_BYTES", 64 * MIB)
+        compressed(runtime, memory, compression, state)
+
+    with context(runtime, memory):
+        whole = stowax.load("/c")
+        row = stowax.load_leaf("/c", "w", index=np.s_[3])
+
+    assert differences(state, whole) == []
+    assert (row == state["w"][3]).all()
+    assert 64 * MIB < runtime.reading_budget.peak_bytes <= 128 * MIB
 
 
 def test_whole_arrays_need_no_scratch(runtime, store):

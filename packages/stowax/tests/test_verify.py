@@ -215,7 +215,7 @@ class TestDamage:
         """Of a large chunk the block is told, and two of them are two places."""
         saving = ArrayOptions.Saving(use_compression=compressed)
         with stowax.Context(array=ArrayOptions(saving=saving)):
-            stowax.save(tmp_path / "c", {"w": bits("uint8", (5 * MIB + 7,))})
+            stowax.save(tmp_path / "c", {"w": bits("uint8", (3 * MIB + 7,))})
         file = tmp_path / "c/state/d/data-0"
         step = BLOCK_BYTES
         for position in (step + 3, 2 * step - 1, 2 * step, 4 * step + 3):
@@ -225,11 +225,11 @@ class TestDamage:
 
         places = [(step, 3 * step), (4 * step, 5 * step)]
         assert [(d.begin_bytes, d.end_bytes) for d in found] == places
-        assert [d.index for d in found] == 2 * [(slice(0, 5 * MIB + 7),)]
+        assert [d.index for d in found] == 2 * [(slice(0, 3 * MIB + 7),)]
         assert len({*found}) == 2
         if not compressed:
             whole = stowax.load_leaf(tmp_path / "c", "w", index=np.s_[:step])
-            assert (whole == bits("uint8", (5 * MIB + 7,))[:step]).all()
+            assert (whole == bits("uint8", (3 * MIB + 7,))[:step]).all()
 
     def test_trailer(self, path):
         """The checksum that only others read is compared: they would refuse the chunk.

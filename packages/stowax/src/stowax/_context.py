@@ -117,6 +117,9 @@ class StorageSettings:
     shard_axes: Sequence[int] | None = None
     """Axes along which a chunk holds one element."""
 
+    compression: str | None = None
+    """How chunks are compressed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveSettings:
@@ -129,7 +132,8 @@ class SaveSettings:
     """Called with key path and value of a leaf: what is asked of this one before."""
 
     use_compression: bool | None = None
-    """Whether chunks are compressed; None leaves it to the kind of store."""
+    """Whether chunks are compressed of which nothing else is said; None leaves it to
+    the kind of store."""
 
     data_file_size_bytes: int = 0
     """Size from which on a data file takes no further chunk; 0: there is none."""
@@ -620,9 +624,6 @@ _LIMITS: Final = (
     ),
     _Limit(option="memory.serialization_status_callback"),
     _Limit(
-        option="array.loading.casting", accepted=("unsafe", "safe"), saving_only=False
-    ),
-    _Limit(
         option="checkpoint_layout",
         accepted=(CheckpointLayout.ORBAX, CheckpointLayout.AUTO),
         saving_only=False,
@@ -698,6 +699,7 @@ def storage_settings(
         dtype=options.dtype,
         chunk_byte_size=options.chunk_byte_size,
         shard_axes=options.shard_axes,
+        compression=options.compression,
     )
 
 

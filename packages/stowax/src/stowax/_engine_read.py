@@ -84,6 +84,13 @@ class ChunkRead:
         """Where its payload ends in the file."""
         return self.offset_bytes + self.length_bytes
 
+    @property
+    def work_bytes(self) -> int:
+        """What passes through the worker that reads it: zeros are stored in nothing."""
+        if self.decoder is None:
+            return self.length_bytes
+        return max(self.length_bytes, _shape_of(self).size_bytes)
+
 
 class ChunkIndex(Protocol):
     """Says where the chunks of an item lie."""
@@ -182,7 +189,9 @@ class ChunkSource:
         # Nothing says that the last to begin is the last to end.
         end_bytes = max([chunk.end_bytes for chunk in group])
         size_bytes = end_bytes - first.offset_bytes
-        async with scratch.hold(size_bytes):
+        # One after the other may be decoded into memory of its own.
+        decoded_bytes = max([c.work_bytes for c in group if c.decoder], default=0)
+        async with scratch.hold(size_bytes + decoded_bytes):
             slab = np.empty(size_bytes, np.uint8)
             await self._fill(path, group, first.offset_bytes, slab)
             await on_worker(self._spread, path, group, slab)
@@ -196,7 +205,7 @@ class ChunkSource:
     def _take(self, path: str, chunk: ChunkRead, payload: np.ndarray) -> None:
         """Verifies a whole payload, and brings its elements to where they are wanted.
 
-        What is decoded goes through memory of its own, of the size of a small chunk.
+        What is decoded, but not wanted as a whole, goes through memory of its own.
         """
         self._check(path, chunk, payload)
         direct = _direct_memory(chunk)
@@ -423,27 +432,33 @@ def _decode(
 def _neighbours(chunks: Sequence[ChunkRead]) -> Iterator[list[ChunkRead]]:
     """Runs of chunks to be read whole that lie close together, and others alone."""
     group: list[ChunkRead] = []
+    group_bytes = 0
     for chunk in chunks:
+        work_bytes = chunk.work_bytes
+        is_whole = _is_read_whole(chunk)
         if group:
             first = group[0]
             if (
-                chunk.file == first.file
-                and chunk.offset_bytes - group[-1].end_bytes <= _GAP_BYTES
-                and chunk.end_bytes - first.offset_bytes <= _PIECE_BYTES
-                and _is_read_whole(chunk)
-                and _is_read_whole(first)
+                not is_whole
+                or chunk.file != first.file
+                or chunk.offset_bytes - group[-1].end_bytes > _GAP_BYTES
+                or chunk.end_bytes - first.offset_bytes > _PIECE_BYTES
+                or group_bytes + work_bytes > _PIECE_BYTES
             ):
-                group.append(chunk)
-                continue
-            yield group
-        group = [chunk]
+                yield group
+                group, group_bytes = [], 0
+        if not is_whole:
+            yield [chunk]
+        else:
+            group.append(chunk)
+            group_bytes += work_bytes
     if group:
         yield group
 
 
 def _is_read_whole(chunk: ChunkRead) -> bool:
     """Whether all of a chunk is read at once: it is small, and nothing is left out."""
-    if chunk.length_bytes > _NEIGHBOUR_BYTES:
+    if chunk.work_bytes > _NEIGHBOUR_BYTES:
         return False
     if chunk.length_bytes <= chunk.block_bytes or chunk.decoder is not None:
         return True

@@ -1,24 +1,22 @@
-"""Chunks on their way to the store: summed, converted and compressed as they move.
+"""Chunks on their way to the store: made ready, summed and written in one pass.
 
 A save passes every payload once, in pieces small enough to be still in the cache when
-they are written, and sums them on the way; what has to be converted or compressed is
-so one chunk at a time, on the worker that writes it.  Small leaves are gathered, so
-that none of them costs a write of its own.
+they are written, and sums them on the way.  Small leaves are gathered, so that none of
+them costs a write of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from stowax._codecs._checksum import BLOCK_BYTES, RunningChecksum, crc32c
-from stowax._codecs._compression import CODECS
 from stowax._codecs._zarr import TRAILER_BYTES, encode_trailer
+from stowax._engine_encode import Choices, payloads_ahead
 from stowax._manifest import ChunkTable
-from stowax._plan._cast import convert
-from stowax._plan._write import ChunkWrite, FilePlan, WritePlan, place
+from stowax._plan._write import FilePlan, WritePlan, place
 from stowax._runtime import on_worker
 from stowax._stores._base import Store, join
 from stowax._tasks import run_all
@@ -51,9 +49,18 @@ class HostParts(Protocol):
         ...
 
 
+class Written(NamedTuple):
+    """What has become of the arrays of an item, as far as this process has them."""
+
+    table: ChunkTable
+    """Where everything lies, with the checksums taken on the way."""
+    coded: frozenset[int]
+    """Of the leaves that the plan leaves to a sample, those that are compressed."""
+
+
 async def write_chunks(
     store: Store, directory: str, plan: WritePlan, source: HostParts
-) -> ChunkTable:
+) -> Written:
     """Writes the data files of this process, side by side, and syncs them.
 
     Args:
@@ -61,22 +68,21 @@ async def write_chunks(
         directory: The item's directory; file names are relative to it.
         plan: What this process writes.
         source: The values.
-
-    Returns:
-        Where everything lies, with the checksums taken on the way.
     """
     notes = [_Notes() for _ in plan.files]
+    choices = Choices(plan, source.parts)
 
     async def write(position: int, file: FilePlan) -> None:
         await source.staged(position)
         path = join(directory, file.name)
-        pieces = _pieces(file, source.parts, notes[position])
-        await store.write(path, pieces, size_bytes=file.size_bytes)
+        async with payloads_ahead(file, source.parts, choices) as payloads:
+            pieces = _pieces(payloads, notes[position])
+            await store.write(path, pieces, size_bytes=file.size_bytes)
         await store.sync([path])
         source.written(position)
 
     await run_all(write(*numbered) for numbered in enumerate(plan.files))
-    return await on_worker(_table, plan, notes)
+    return Written(await on_worker(_table, plan, notes), choices.coded())
 
 
 class _Notes:
@@ -125,12 +131,11 @@ def _table(plan: WritePlan, notes: Sequence[_Notes]) -> ChunkTable:
 
 
 def _pieces(
-    file: FilePlan, parts: Sequence[np.ndarray | None], notes: _Notes
+    payloads: Iterator[memoryview], notes: _Notes
 ) -> Iterator[memoryview | bytearray]:
     """The bytes of a data file in order; notes place and checksums of every chunk."""
     pending = bytearray()
-    for chunk in file.chunks:
-        payload = _payload(chunk, parts[chunk.part])
+    for payload in payloads:
         end_bytes, length_bytes = notes.end_bytes, len(payload)
         offset_bytes = place(end_bytes, length_bytes)
         if offset_bytes > end_bytes:
@@ -148,35 +153,13 @@ def _pieces(
                 piece = payload[start : start + _PIECE_BYTES]
                 running.update(piece)
                 yield piece
+                del piece
             checksum = running.value
             notes.add(offset_bytes, length_bytes, running.finish())
+        del payload  # Nobody holds it while the next is made.
         pending += encode_trailer(checksum)
         if len(pending) >= _PIECE_BYTES:
             yield pending
             pending = bytearray()
     if pending:
         yield pending
-
-
-def _payload(chunk: ChunkWrite, part: np.ndarray | None) -> memoryview:
-    """Elements of one chunk, C order, little-endian; a copy only where it must be."""
-    grid = chunk.grid
-    assert part is not None  # The file is staged.
-    cut = part if chunk.cut is None else part[chunk.cut]
-    if cut.dtype != grid.dtype:
-        cut = convert(cut, grid.dtype)
-    if cut.shape != grid.shape:
-        padded = np.zeros(grid.shape, cut.dtype)
-        padded[tuple(map(slice, cut.shape))] = cut
-        cut = padded
-    payload = _bytes_of(np.ascontiguousarray(cut))
-    return (
-        payload
-        if grid.codec is None
-        else memoryview(CODECS[grid.codec].encode(payload))
-    )
-
-
-def _bytes_of(array: np.ndarray) -> memoryview:
-    # `.data` of the bytes: the dtypes of ml_dtypes refuse the buffer protocol.
-    return array.reshape(-1).view(np.uint8).data

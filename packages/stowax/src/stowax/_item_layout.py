@@ -33,8 +33,17 @@ from stowax._leaves._jax_array import is_key
 from stowax._leaves._refusal import check_all
 from stowax._leaves._registry import EncodedLeaf, Leaves
 from stowax._manifest import CustomType, LeafEntry, LeafForm
-from stowax._plan._storage import LeafStorage, narrowed, plan_storage
-from stowax._plan._write import ArrayLayout, PartWrite, Sharing, WritePlan, plan_write
+from stowax._plan._storage import LeafStorage, check_chunks, narrowed, plan_storage
+from stowax._plan._write import (
+    AUTO,
+    AUTO_CODEC,
+    AUTO_EACH,
+    ArrayLayout,
+    PartWrite,
+    Sharing,
+    WritePlan,
+    plan_write,
+)
 from stowax._processes import Processes
 from stowax._recent import Recent
 from stowax._staging import Staging
@@ -43,6 +52,9 @@ from stowax._uncollected import uncollected
 from stowax.errors import TreeError, UnsupportedLeafError
 
 _AS_USUAL = SaveSettings()
+
+_DOCUMENTED: dict[str | None, str | None] = {AUTO: None, AUTO_EACH: AUTO_CODEC}
+"""What stands for chunks that a sample decides about; see `Choices.settled`."""
 
 _BATCHES_PER_BUDGET = 4
 """While one is written, others are staged, and the last one waits for its sync."""
@@ -92,7 +104,7 @@ def stage_item(
         borrow: Whether the caller leaves host arrays alone until all is written.
         leaves: The kinds of leaves that it may have.
         saving: How arrays are to be stored.
-        codec: How chunks are compressed; None: not at all.
+        codec: How chunks are compressed of which `saving` says nothing; None: not.
         budget: Counts the memory that staging takes.
         limit_bytes: What all saves together may take of it.
         known: Layouts of earlier saves; gets this one.
@@ -218,7 +230,8 @@ def _lay_out(
     check_string_names(
         [n for n, d in zip(flat.names, described, strict=True) if d.text is not None]
     )
-    storages = plan_storage(flat, described, saving)
+    alone = processes.count == 1
+    storages = plan_storage(flat, described, saving, codec)
     # By form: leaves that are alike share everything that is made of them.
     shared: dict[Hashable, ArrayLayout] = {}
     layouts: dict[int, ArrayLayout] = {}
@@ -229,9 +242,8 @@ def _lay_out(
             continue
         key = id(description), storage
         if key not in shared:
-            shared[key] = _layout(description, storage, codec)
+            shared[key] = _layout(description, storage, alone=alone)
         layouts[leaf] = shared[key]
-    alone = processes.count == 1
     early = {leaf: layouts[leaf] for leaf in first if leaf in layouts}
     plan = plan_write(
         early | layouts,  # Of a leaf in both, the place in the first.
@@ -245,6 +257,7 @@ def _lay_out(
         file_limit_bytes=saving.data_file_size_bytes,
         part_limit_bytes=part_limit_bytes,
     )
+    check_chunks(flat.names, storages, plan.chunk_shapes)
     forms: dict[Hashable, LeafForm] = {}
     entries: list[LeafEntry] = []
     for leaf, (path, name, description) in enumerate(
@@ -254,7 +267,12 @@ def _lay_out(
         key = id(description), id(layout), id(custom)
         if key not in forms:
             forms[key] = _form(
-                description, layout, plan.chunk_shapes.get(leaf), custom, saving
+                description,
+                layout,
+                plan.chunk_shapes.get(leaf),
+                plan.codecs.get(leaf),
+                custom,
+                saving,
             )
         entries.append(LeafEntry(path, name, forms[key]))
     return ItemLayout(
@@ -293,8 +311,11 @@ def _describe(
 
 
 def _layout(
-    description: Description, storage: LeafStorage, codec: str | None
+    description: Description, storage: LeafStorage, *, alone: bool
 ) -> ArrayLayout:
+    codec = storage.codec
+    if codec == AUTO and not alone:  # Nobody has all of a leaf.
+        codec = AUTO_EACH
     return ArrayLayout(
         shape=description.shape,
         dtype=storage.dtype,
@@ -310,6 +331,7 @@ def _form(
     description: Description,
     layout: ArrayLayout | None,
     chunk_shape: tuple[int, ...] | None,
+    codec: str | None,
     custom: CustomType | None,
     saving: SaveSettings,
 ) -> LeafForm:
@@ -323,7 +345,7 @@ def _form(
         dtype=None if layout is None else dtype_name(layout.dtype),
         shape=description.shape,
         chunk_shape=chunk_shape or (),
-        codec=None if layout is None else layout.codec,
+        codec=_DOCUMENTED.get(codec, codec),
         write_shape=write_shape if is_sharded else None,
         text=description.text,
         prng_impl=description.prng_impl,

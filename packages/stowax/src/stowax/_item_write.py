@@ -14,7 +14,7 @@ import json
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from stowax._item_layout import ItemLayout, StagedItem
 from stowax._keypath import array_prefix, shown_name
 from stowax._manifest import Digest, LeafForm, Manifest
 from stowax._operation import ItemPart, Operation
+from stowax._plan._write import AUTO_CODEC
 from stowax._report import Report
 from stowax._runtime import on_worker
 from stowax._stores._base import join
@@ -60,9 +61,10 @@ async def write_part(staged: StagedItem, directory: str, operation: Operation) -
         report.expect(
             sum(chunk.grid.size_bytes for f in plan.files for chunk in f.chunks)
         )
-    table = await write_chunks(store, directory, plan, staged.staging)
+    table, coded = await write_chunks(store, directory, plan, staged.staging)
     if report is not None and report.names_leaves:
         _tell_leaves(staged.layout, report)
+    staged = _settled(staged, coded)
     part = await on_worker(encode_part, table)
     await store.write(join(directory, name), [part], size_bytes=len(part))
     await store.sync([join(directory, name)])
@@ -82,6 +84,26 @@ def _tell_leaves(layout: ItemLayout, report: Report) -> None:
             sizes_bytes[chunk.leaf] = written + chunk.grid.size_bytes
     for leaf, size_bytes in sizes_bytes.items():
         report.leaf(shown_name(layout.entries[leaf].path), size_bytes)
+
+
+def _settled(staged: StagedItem, coded: frozenset[int]) -> StagedItem:
+    """The item as it was written, with the codec of leaves that samples decided on."""
+    if not coded:
+        return staged
+    layout = staged.layout
+    # As a rule a later save decides as this one did; then nothing is encoded again.
+    known = layout.documents.get("settled")
+    if known is None or known[0] != coded:
+        entries = list(layout.entries)
+        forms: dict[int, LeafForm] = {}  # Leaves that were alike still share theirs.
+        for leaf in coded:
+            form = entries[leaf].form
+            if id(form) not in forms:
+                forms[id(form)] = replace(form, codec=AUTO_CODEC)
+            entries[leaf] = entries[leaf]._replace(form=forms[id(form)])
+        known = coded, replace(layout, entries=tuple(entries), documents={})
+        layout.documents["settled"] = known
+    return replace(staged, layout=known[1])
 
 
 def told_parts(operation: Operation) -> bytes:
@@ -149,7 +171,8 @@ def _check_alike(
         if structure != structures[0]:
             raise ProcessesError(
                 f"{directory}: the trees of processes 0 and {index} differ in names, "
-                "shapes, dtypes or shards; all processes have to save the same tree"
+                "shapes, dtypes, shards or compression; all processes have to save "
+                "the same tree in the same way"
             )
     counts = [
         math.prod(grid_counts(leaf.form.shape, leaf.form.chunk_shape))

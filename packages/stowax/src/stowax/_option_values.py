@@ -1,7 +1,7 @@
 """Values that an option or a flag cannot have, by what it is declared to take.
 
-Only plain declarations are held against the value: numbers, flags, texts, callables and
-None.  Everything else is looked at where it is used.
+Only plain declarations are held against the value: numbers, flags, texts, choices among
+texts, callables and None.  Everything else is looked at where it is used.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import re
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
@@ -66,6 +67,8 @@ def check_flags(**flags: object) -> None:
         raise InvalidArgumentError(f"{shown}; it takes {_SHOWN['bool']}")
 
 
+_LITERAL: Final = re.compile(r"Literal\[(.*)\]")
+
 _RANGES: Final[dict[str, tuple[int, float]]] = {
     "array.saving.max_replicas_for_replica_parallel": (1, math.inf),
     "array.saving.min_slice_bytes_for_replica_parallel": (0, math.inf),
@@ -94,12 +97,23 @@ _SHOWN: Final = {
 
 def _expected(declared: str, value: object) -> str | None:
     """What the option takes, if that is not what it has; None if all is well."""
-    parts = [part.partition("[")[0] for part in declared.split(" | ")]
+    words, choices = _choices(declared)
+    parts = [part.partition("[")[0] for part in words]
     if not all(part in _CHECKS for part in parts):
         return None
-    if any(_CHECKS[part](value) for part in parts):
+    is_choice = isinstance(value, str) and value in choices
+    if is_choice or any(_CHECKS[part](value) for part in parts):
         return None
-    return " or ".join(_SHOWN.get(part, part) for part in parts)
+    return " or ".join([*map(repr, choices), *(_SHOWN.get(p, p) for p in parts)])
+
+
+def _choices(declared: str) -> tuple[list[str], list[str]]:
+    """What a declaration is made of: types, and the texts of its `Literal`."""
+    words = declared.split(" | ")
+    found = [_LITERAL.fullmatch(word) for word in words]
+    texts = [text for match in found if match for text in match[1].split(", ")]
+    others = [word for word, match in zip(words, found, strict=True) if not match]
+    return others, [text.strip("\"'") for text in texts]
 
 
 def _is_group(made_by: object) -> bool:

@@ -355,6 +355,16 @@ class Runtime:
             self.finish()
 
 
+def workers() -> concurrent.futures.Executor:
+    """The workers of the running loop, for what one of them hands to the others.
+
+    A worker must not wait for work that none has begun: all may be waiting. On a loop
+    that is not of this module `submit` itself does the work.
+    """
+    loop = asyncio.get_running_loop()
+    return loop.workers if isinstance(loop, _Loop) else _Workers("none", thread_count=0)
+
+
 async def on_worker(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Runs a blocking function on the workers of the running loop.
 
@@ -580,7 +590,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
     def __init__(self, workers: _Workers) -> None:
         super().__init__()
-        self._workers = workers
+        self.workers = workers
 
     def serve(self) -> None:
         """Runs until stopped."""
@@ -598,11 +608,11 @@ class _Loop(asyncio.SelectorEventLoop):
         func: Callable[..., T],
         *args: Any,
     ) -> asyncio.Future[T]:
-        return super().run_in_executor(executor or self._workers, func, *args)
+        return super().run_in_executor(executor or self.workers, func, *args)
 
     def close(self) -> None:
         # First the workers: what they finish is announced to the loop.
-        self._workers.shutdown()
+        self.workers.shutdown()
         super().close()
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sample_trees import trees
 
 from stowax._codecs._checksum import BLOCK_BYTES, crc32c, seal, unseal
+from stowax._codecs._compression import CODECS
 from stowax._codecs._item_manifest import (
     ItemRoot,
     decode_digests,
@@ -85,7 +86,7 @@ def roots(draw):
             dtype=draw(st.sampled_from(["bfloat16", "int4"])),
             shape=shape,
             chunk_shape=tuple(max(1, n) for n in shape),
-            codec=draw(st.none() | st.just("zstd")),
+            codec=draw(st.none() | st.sampled_from(sorted(CODECS))),
             write_shape=draw(st.none() | st.just(shape)),
             prng_impl=draw(st.none() | st.just("rbg")),
             sharding=draw(st.none() | st.just(sharding)),

@@ -134,13 +134,14 @@ def test_documents_are_those_of_tensorstore(
 
 
 @pytest.mark.parametrize("codec", sorted(CODECS))
-@pytest.mark.parametrize("name", ["float32", "uint8"])
+@pytest.mark.parametrize("name", ["complex128", "float32", "uint8"])
 def test_compressed_chunks_are_read_by_tensorstore(name: str, codec: str) -> None:
     """The document is the one TensorStore writes, and it reads our compressed chunk."""
     values = np.arange(6).reshape(2, 3).astype(name)
-    array = _tensorstore_array(name, (2, 3), (2, 3), [CODECS[codec].document()])
+    document = CODECS[codec].document(values.itemsize)
+    array = _tensorstore_array(name, (2, 3), (2, 3), [document])
 
-    ours = CODECS[codec].encode(memoryview(values.tobytes()))
+    ours = CODECS[codec].encode(memoryview(values.tobytes()), values.itemsize)
     stored = ours + encode_trailer(crc32c(ours))
     array.kvstore.write(chunk_key((0, 0)), stored).result()
 

@@ -370,6 +370,53 @@ def test_size_of_compressed_files_is_open():
     assert plain.files[0].size_bytes == 8 + TRAILER_BYTES
 
 
+def test_chunks_to_be_compressed_are_smaller():
+    """What a worker holds whole is kept small; a wish, as is the other limit."""
+    boxes = [whole((1 << 20, 64))]
+    prime = (1 << 31) - 1
+    unfit = [Box((0,), (prime,)), Box((prime,), (2 * prime,))]
+
+    plain = choose_chunk_shape((1 << 20, 64), boxes, 4)
+    coded = choose_chunk_shape((1 << 20, 64), boxes, 4, is_coded=True)
+
+    assert math.prod(plain) * 4 == _write.CHUNK_LIMIT_BYTES
+    assert math.prod(coded) * 4 == _write.CODED_CHUNK_LIMIT_BYTES
+    assert choose_chunk_shape((2 * prime,), unfit, 4, is_coded=True) == (prime,)
+
+
+@pytest.mark.parametrize("codec", [_write.AUTO, _write.AUTO_EACH])
+@pytest.mark.parametrize(
+    ("rows", "limit_bytes", "is_asked"),
+    [
+        (1 << 20, None, True),
+        ((1 << 20) - 1, None, False),
+        (1 << 21, 64 << 10, True),
+        (1 << 21, (64 << 10) - 1, False),
+        (2 * ((1 << 31) - 1), None, False),  # More than the codec takes.
+    ],
+)
+def test_what_is_left_to_a_sample(codec, rows, limit_bytes, is_asked):
+    """Sizes alone say which arrays and chunks are worth a sample."""
+    half = rows // 2
+    borders = [whole((rows,))]
+    if rows > 1 << 30:
+        borders = [Box((0,), (half,)), Box((half,), (rows,))]
+    layout = ArrayLayout(
+        shape=(rows,),
+        dtype=np.dtype("u1"),
+        parts=tuple((box, (0,)) for box in borders),
+        codec=codec,
+        chunk_limit_bytes=limit_bytes,
+    )
+
+    plan = plan_write({0: layout}, process_index=0, data_directory="d/")
+
+    assert plan.codecs == {0: codec if is_asked else None}
+    assert {chunk.grid.codec for file in plan.files for chunk in file.chunks} == {
+        plan.codecs[0]
+    }
+
+
 @pytest.mark.parametrize(
     ("sharing", "expected"),
     [

@@ -133,7 +133,7 @@ def array_document(
     bytes_codec: dict[str, object] = {"name": "bytes"}
     if dtype.itemsize > 1:
         bytes_codec["configuration"] = {"endian": "little"}
-    compression = [] if codec is None else [CODECS[codec].document()]
+    compression = [] if codec is None else [CODECS[codec].document(dtype.itemsize)]
     document = {
         "chunk_grid": {
             "configuration": {"chunk_shape": [max(1, size) for size in chunk_shape]},

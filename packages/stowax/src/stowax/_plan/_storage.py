@@ -1,6 +1,7 @@
 """How each leaf is stored: what the options ask, as far as it can be done.
 
-Arrays and numbers can be stored in another dtype and in smaller chunks than usual.
+Arrays and numbers can be stored in another dtype and in smaller chunks than usual;
+chunks of any kind can be compressed.
 Strings cannot, and typed PRNG keys keep their dtype: a key of another dtype is none.
 Whatever cannot be done is found here, for all leaves at once, before anything is
 written.
@@ -8,23 +9,28 @@ written.
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from stowax._codecs._compression import CODECS
 from stowax._codecs._zarr import dtype_name
 from stowax._context import SaveSettings, StorageSettings, storage_settings
 from stowax._keypath import FlatTree, at_leaf, jax_key_path
 from stowax._leaves._base import Description
 from stowax._plan._cast import loss
+from stowax._plan._write import AUTO
 from stowax.errors import UnsupportedLeafError, UnsupportedOptionError
 from stowax.options import ArrayOptions
 
 _NUMERIC = ("jax.Array", "np.ndarray", "scalar")
 """Kinds of leaves whose values mean the same in another dtype."""
+
+_NONE = "none"
 
 _CREATOR = "Context.array.saving.scoped_storage_options_creator"
 
@@ -39,12 +45,17 @@ class LeafStorage:
     """A chunk, uncompressed, is not larger; None: nothing is asked."""
     shard_axes: tuple[int, ...] = ()
     """Axes along which a chunk holds one element."""
+    codec: str | None = None
+    """How chunks are to be compressed, perhaps `AUTO`; None: not at all."""
     loss: str | None = None
     """What the conversion loses beyond precision."""
 
 
 def plan_storage(
-    flat: FlatTree, described: Sequence[Description], saving: SaveSettings
+    flat: FlatTree,
+    described: Sequence[Description],
+    saving: SaveSettings,
+    codec: str | None = None,
 ) -> list[LeafStorage | None]:
     """Decides how every leaf is stored; None for one without an array.
 
@@ -52,6 +63,7 @@ def plan_storage(
         flat: The tree.
         described: What there is to store of its leaves.
         saving: What the caller asks for.
+        codec: How chunks are compressed of which the caller says nothing.
 
     Raises:
         UnsupportedOptionError: Names every leaf that cannot be stored as asked.
@@ -78,24 +90,54 @@ def plan_storage(
             storage = known.get(id(description))
         if storage is None and description.dtype is not None:
             try:
-                storage = _resolve(description, asked, file_limit_bytes)
+                storage = _resolve(description, asked, file_limit_bytes, codec)
                 known[id(description)] = storage
             except (TypeError, ValueError) as error:
                 problems.append(f"  {name or '<root>'}: {error}")
         found.append(storage)
+    _check_none(problems, len(found))
+    return found
+
+
+def check_chunks(
+    names: Sequence[str],
+    storages: Sequence[LeafStorage | None],
+    chunk_shapes: Mapping[int, tuple[int, ...]],
+) -> None:
+    """Refuses chunks that are too large for the codec that is asked for.
+
+    Raises:
+        UnsupportedOptionError: Names every leaf that has such chunks.
+    """
+    problems: list[str] = []
+    for position, (name, storage) in enumerate(zip(names, storages, strict=True)):
+        codec = None if storage is None else storage.codec
+        if storage is None or codec is None or codec == AUTO:
+            continue
+        size_bytes = math.prod(chunk_shapes[position]) * storage.dtype.itemsize
+        most_bytes = CODECS[codec].limit_bytes
+        if size_bytes > most_bytes:
+            problems.append(
+                f"  {name or '<root>'}: {codec} takes chunks of at most "
+                f"{most_bytes} bytes, and its chunks have {size_bytes}; a smaller "
+                "chunk_byte_size splits them"
+            )
+    _check_none(problems, len(names))
+
+
+def _check_none(problems: Sequence[str], leaf_count: int) -> None:
     if problems:
         raise UnsupportedOptionError(
-            f"{len(problems)} of {len(found)} leaves cannot be stored as "
+            f"{len(problems)} of {leaf_count} leaves cannot be stored as "
             "Context.array.saving asks:\n"
             + "\n".join(problems)
             + "\nChange the options, or give other ones to these leaves with "
             f"{_CREATOR}. Nothing was written."
         )
-    return found
 
 
 def choose_codec(use_compression: bool | None, *, is_remote: bool) -> str | None:
-    """The codec for all chunks of an operation; None stores them as they are.
+    """The codec of chunks of which nothing else is said; None stores them as they are.
 
     Left to us, what goes over a network is compressed: there bytes cost more time than
     compressing them. On a local disk it is the other way round.
@@ -142,11 +184,17 @@ def _asked_of(flat: FlatTree, position: int, saving: SaveSettings) -> StorageSet
         shard_axes=(
             general.shard_axes if special.shard_axes is None else special.shard_axes
         ),
+        compression=(
+            general.compression if special.compression is None else special.compression
+        ),
     )
 
 
 def _resolve(
-    description: Description, asked: StorageSettings, file_limit_bytes: int
+    description: Description,
+    asked: StorageSettings,
+    file_limit_bytes: int,
+    codec: str | None,
 ) -> LeafStorage:
     """Raises ValueError or TypeError, which say what cannot be done."""
     assert description.dtype is not None
@@ -167,10 +215,13 @@ def _resolve(
         raise ValueError(
             f"shard_axes {axes} of an array of {rank} axes; they count from 0"
         )
+    if asked.compression is not None:
+        codec = _codec(asked.compression)
     return LeafStorage(
         dtype=dtype,
         chunk_limit_bytes=limit_bytes,
         shard_axes=axes,
+        codec=codec,
         loss=loss(description.dtype, dtype),
     )
 
@@ -179,6 +230,14 @@ def _axis(axis: Any) -> int:
     if isinstance(axis, bool):
         raise TypeError(f"shard_axes has {axis}; it takes numbers of axes")
     return operator.index(axis)
+
+
+def _codec(compression: Any) -> str | None:
+    known = (_NONE, *CODECS, AUTO)
+    if not isinstance(compression, str) or compression not in known:
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"compression is {compression!r}; it takes {names}")
+    return None if compression == _NONE else compression
 
 
 def _storable(dtype: Any) -> np.dtype:

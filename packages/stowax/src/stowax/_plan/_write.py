@@ -20,10 +20,27 @@ from typing import NamedTuple
 import numpy as np
 
 from stowax._box import Box, chunks_in, grid_counts, ordinal_of
+from stowax._codecs._compression import CODECS
 from stowax._codecs._zarr import TRAILER_BYTES
 
 CHUNK_LIMIT_BYTES = 64 << 20
 """Larger shards are split: a chunk is one unit of reading in parallel."""
+
+CODED_CHUNK_LIMIT_BYTES = 4 << 20
+"""The same of chunks that may be compressed.  Such a chunk is held whole, on both ways,
+by every worker that is busy with one."""
+
+AUTO, AUTO_EACH = "auto", "auto, each"
+"""In the place of a codec: a sample of the leaf is to decide between `AUTO_CODEC` and
+none; a sample of each chunk, between `AUTO_CODEC` and a frame that has it as it is."""
+
+AUTO_CODEC = "blosc"
+
+_AUTO_FROM_BYTES = 1 << 20
+"""Smaller arrays are not worth a look."""
+
+_AUTO_CHUNK_FROM_BYTES = 64 << 10
+"""In smaller chunks the header of a frame that does not shrink would count."""
 
 FILE_LIMIT_BYTES = 64 << 20
 """From here on a process writes two files, which the disk takes side by side."""
@@ -48,7 +65,7 @@ class ArrayLayout:
     host_itemsize: int = 0
     """Bytes of an element in host memory, before it is converted."""
     codec: str | None = None
-    """How chunks are compressed."""
+    """How chunks are to be compressed, perhaps `AUTO` or `AUTO_EACH`."""
     chunk_limit_bytes: int | None = None
     """A chunk, uncompressed, must not be larger; None leaves it to the plan."""
     shard_axes: tuple[int, ...] = ()
@@ -86,7 +103,7 @@ class ChunkGrid:
     dtype: np.dtype
     """In which it is stored, whatever the array is in."""
     codec: str | None
-    """How it is compressed."""
+    """How it is compressed, perhaps `AUTO` or `AUTO_EACH`."""
     size_bytes: int
     """Of a chunk, before it is compressed."""
 
@@ -129,6 +146,8 @@ class WritePlan:
 
     chunk_shapes: dict[int, tuple[int, ...]]
     """Chunk shape of every stored array, by leaf."""
+    codecs: dict[int, str | None]
+    """How its chunks are compressed, perhaps `AUTO` or `AUTO_EACH`."""
     parts: tuple[PartWrite, ...]
     """What is brought to the host, in order."""
     files: tuple[FilePlan, ...]
@@ -156,6 +175,7 @@ def plan_write(
     """
     load_bytes: dict[int, int] = {}
     chunk_shapes: dict[int, tuple[int, ...]] = {}
+    codecs: dict[int, str | None] = {}
     parts: list[PartWrite] = []
     parts_bytes: list[int] = []
     mine: list[ChunkWrite] = []
@@ -165,6 +185,7 @@ def plan_write(
         if cut is None:
             cut = known[id(layout)] = _cut_into_chunks(layout, sharing)
         chunk_shapes[leaf] = cut.grid.shape
+        codecs[leaf] = cut.grid.codec
         for box, candidates, part_bytes, chunks in cut.parts:
             if len(candidates) == 1:
                 owner = candidates[0]
@@ -183,7 +204,12 @@ def plan_write(
     if part_limit_bytes:
         starts = _first_parts(parts_bytes, part_limit_bytes)
     files = _cut_into_files(mine, data_directory, file_limit_bytes, starts)
-    return WritePlan(chunk_shapes=chunk_shapes, parts=tuple(parts), files=tuple(files))
+    return WritePlan(
+        chunk_shapes=chunk_shapes,
+        codecs=codecs,
+        parts=tuple(parts),
+        files=tuple(files),
+    )
 
 
 class _CutPart(NamedTuple):
@@ -208,11 +234,12 @@ def _cut_into_chunks(layout: ArrayLayout, sharing: Sharing) -> _Cut:
         itemsize,
         limit_bytes=layout.chunk_limit_bytes,
         shard_axes=layout.shard_axes,
+        is_coded=layout.codec is not None,
     )
     grid = ChunkGrid(
         shape=shape,
         dtype=layout.dtype,
-        codec=layout.codec,
+        codec=_fitting_codec(layout, shape),
         size_bytes=math.prod(shape) * itemsize,
     )
     counts = grid_counts(layout.shape, shape)
@@ -226,6 +253,21 @@ def _cut_into_chunks(layout: ArrayLayout, sharing: Sharing) -> _Cut:
         candidates = sharing.candidates(holders, size_bytes)
         parts.append(_CutPart(part, candidates, size_bytes, chunks))
     return _Cut(grid, parts)
+
+
+def _fitting_codec(layout: ArrayLayout, chunk_shape: tuple[int, ...]) -> str | None:
+    """What is asked for, but no sample where sizes alone say that it is not worth it.
+
+    Nothing but what all processes know decides.
+    """
+    if layout.codec not in (AUTO, AUTO_EACH):
+        return layout.codec
+    itemsize = layout.dtype.itemsize
+    chunk_bytes = math.prod(chunk_shape) * itemsize
+    is_large = math.prod(layout.shape) * itemsize >= _AUTO_FROM_BYTES
+    most_bytes = CODECS[AUTO_CODEC].limit_bytes
+    fits = _AUTO_CHUNK_FROM_BYTES <= chunk_bytes <= most_bytes
+    return layout.codec if is_large and fits else None
 
 
 def batches(files: Sequence[FilePlan]) -> list[range]:
@@ -256,6 +298,7 @@ def choose_chunk_shape(
     *,
     limit_bytes: int | None = None,
     shard_axes: Sequence[int] = (),
+    is_coded: bool = False,
 ) -> tuple[int, ...]:
     """The extent of a chunk: a shard, split while it is large.
 
@@ -268,6 +311,7 @@ def choose_chunk_shape(
         limit_bytes: What the caller wants a chunk to stay within, whatever it takes;
             the longest axes are split, those first that are split already.
         shard_axes: Axes along which the caller wants a chunk to hold one element.
+        is_coded: Whether chunks may be compressed.
     """
     if not boxes or 0 in shape:
         return tuple(max(1, n) for n in shape)
@@ -275,13 +319,14 @@ def choose_chunk_shape(
     chunk = [1 if axis in shard_axes else n for axis, n in enumerate(shard)]
     if limit_bytes is not None:
         _split_longest(chunk, shard, shape, limit_bytes // itemsize)
+    wish_bytes = CODED_CHUNK_LIMIT_BYTES if is_coded else CHUNK_LIMIT_BYTES
     # Our own limit is a wish: leading axes, so that a chunk stays one run of memory.
     for axis, n in enumerate(shape):
         size_bytes = math.prod(chunk) * itemsize
-        if size_bytes <= CHUNK_LIMIT_BYTES:
+        if size_bytes <= wish_bytes:
             break
         row_bytes = size_bytes // chunk[axis]
-        rows = max(1, CHUNK_LIMIT_BYTES // row_bytes)
+        rows = max(1, wish_bytes // row_bytes)
         best = _fitting(shard[axis], n, rows)
         if best * 8 >= min(
             chunk[axis], rows
