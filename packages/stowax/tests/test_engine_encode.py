@@ -196,6 +196,21 @@ def test_no_further_ahead(runtime, watch, monkeypatch, ahead_bytes, expected):
             assert len(ahead._jobs) <= expected
 
 
+@pytest.mark.parametrize("codec", ["zstd", None])
+def test_no_more_chunks_ahead(codec):
+    """However small chunks are, and if they take nothing at all, few are ahead."""
+    plan, *rest = planned(*[(100, codec)] * 500, (100, "zstd"))
+    (file,) = plan.files
+    executor = concurrent.futures.ThreadPoolExecutor(1)
+
+    with executor:
+        ahead = _engine_encode._Ahead(file.chunks, *rest, executor)
+        counts = [len(ahead._jobs) for _ in ahead]
+
+    assert max(counts) == _engine_encode._AHEAD_COUNT
+    assert len(counts) == 501
+
+
 def test_small_chunks_are_not_handed_over(runtime, watch):
     """What is compressed in less time than it takes to ask, the writer compresses."""
     plan, *rest = planned(*[(1000, "zstd")] * 20)

@@ -35,6 +35,10 @@ AHEAD_BYTES = 8 << 20
 that is being written, and those ahead of it.  One ahead there may be, whatever its
 size.  Twice as much is no faster."""
 
+_AHEAD_COUNT = 64
+"""No more chunks than these are looked at ahead, however small, or if they stay as they
+are and take no memory: what is known of each does."""
+
 _SMALL_BYTES = 64 << 10
 """Handing a smaller chunk to another worker takes longer than compressing it."""
 
@@ -177,7 +181,10 @@ class _Ahead:
         while upcoming or self._jobs:
             while upcoming and (
                 len(self._jobs) < 2
-                or held_bytes + upcoming[0].grid.size_bytes <= AHEAD_BYTES
+                or (
+                    len(self._jobs) < _AHEAD_COUNT
+                    and held_bytes + upcoming[0].grid.size_bytes <= AHEAD_BYTES
+                )
             ):
                 job = self._begin(upcoming.popleft())
                 self._jobs.append(job)
