@@ -15,6 +15,7 @@ import stowax as ocp
 from stowax import events
 from stowax._budget import Budget
 from stowax._report import Report
+from stowax._runtime import Runtime
 from stowax.testing import MemoryStore
 from stowax.training import Checkpointer
 
@@ -292,14 +293,17 @@ def test_operations_side_by_side(tmp_path, heard):
         )
 
 
-def test_the_budget_is_seen(heard):
-    """While copies of NumPy arrays are staged, their memory is told."""
-    with ocp.Context(file=ocp.options.FileOptions(store=MemoryStore())):
-        ocp.save_async("/c", {"n": np.ones(MIB)}).result()
+def test_the_budget_is_seen():
+    """The memory that copies of NumPy arrays have taken is told."""
+    heard, runtime, store = Heard(), Runtime(), MemoryStore()
+    context = ocp.Context(runtime=runtime, file=ocp.options.FileOptions(store=store))
 
-    staged = next(event for event in heard.events if event.kind == "staged")
-    assert staged.memory_bytes >= 8 * MIB
-    assert staged.peak_memory_bytes >= staged.memory_bytes
+    with events.subscribe(heard), context:
+        ocp.save_async("/c", {"n": np.ones(MIB)}).result()
+    runtime.close()
+
+    assert [heard.events[0].memory_bytes, heard.events[0].peak_memory_bytes] == [0, 0]
+    assert heard.events[-1].peak_memory_bytes == 8 * MIB
 
 
 def test_nothing_comes_after_the_end(heard):
