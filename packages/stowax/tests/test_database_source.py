@@ -320,9 +320,9 @@ def test_forms_that_only_tensorstore_knows(tmp_path):
         source = TensorStoreSource(tmp_path, leaves, use_ocdbt=True, use_zarr3=True)
 
         class Asked:
-            async def read(self, requests, scratch):
+            async def read(self, requests, scratch, arrived=None):
                 asked.extend(request.leaf for request in requests)
-                await source.read(requests, scratch)
+                await source.read(requests, scratch, arrived)
 
         return Asked()
 

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from orbax.checkpoint import v1 as orbax
+from orbax_options import orbax_context
 
 import stowax as ocp
 from stowax import events
 from stowax._budget import Budget
 from stowax._report import Report
 from stowax._runtime import Runtime
-from stowax.testing import MemoryStore
+from stowax._stores._local import LocalStore
+from stowax.testing import MemoryStore, RecordingStore
 from stowax.training import Checkpointer
 
 MIB = 1 << 20
@@ -123,6 +126,128 @@ def test_progress_never_goes_back(data):
         assert told[-1].total_bytes == 2 * sum(sizes)
         assert done[-1] == told[-1].total_bytes
         assert len(told) <= 2 * 200 + 5
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_all_bytes_of_any_array(data):
+    """However they are stored, bytes and leaves add up to what is saved, and loaded."""
+    tree, sizes = {}, {}
+    for i in range(data.draw(st.integers(1, 4))):
+        shape = data.draw(st.lists(st.integers(0, 40), max_size=3))
+        dtype = data.draw(st.sampled_from(["int8", "bfloat16", "float64"]))
+        tree[f"{i}"] = np.ones(shape, dtype)
+        if tree[f"{i}"].size:
+            sizes[f"{i}"] = tree[f"{i}"].nbytes
+    context = ocp.Context(file=ocp.options.FileOptions(store=MemoryStore()))
+    saving = context.array.saving
+    saving.use_compression = data.draw(st.booleans())
+    saving.storage_options.chunk_byte_size = data.draw(st.sampled_from([None, 64, 999]))
+    saving.ocdbt_target_data_file_size = data.draw(st.sampled_from([None, 2000]))
+    context.memory.write_concurrent_bytes = data.draw(st.sampled_from([None, 5000]))
+    heard = Heard()
+
+    with context, events.subscribe(heard, leaves=True):
+        ocp.save_async("/c", tree).result()
+        ocp.load("/c")
+
+    for operation in ("save", "load"):
+        told = [e for e in heard.events if e.operation == operation]
+        leaves = {e.leaf: e.done_bytes for e in told if e.kind == "leaf"}
+        assert leaves == sizes
+        assert told[-1].done_bytes == told[-1].total_bytes == sum(sizes.values())
+
+
+def orbax_checkpoint(path, **saving):
+    """Saves a state as Orbax does."""
+    with orbax_context(saving):
+        orbax.save(path, state())
+
+
+WAYS = {
+    "compressed": (lambda path: compressed_save(path), {}),
+    "mapped": (lambda path: ocp.save(path, state()), {"memory_map": True}),
+    "cast and padded": (
+        lambda path: ocp.save(path, state()),
+        {"enable_padding_and_truncation": True},
+    ),
+    "of Orbax": (orbax_checkpoint, {}),
+    "of Orbax, in files": (lambda path: orbax_checkpoint(path, use_ocdbt=False), {}),
+}
+
+
+def compressed_save(path):
+    """Saves a state that takes far fewer bytes on disk."""
+    context = ocp.Context()
+    context.array.saving.use_compression = True
+    with context:
+        ocp.save(path, state())
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_load_in_any_way(tmp_path, heard, name):
+    """Progress ends where all is loaded, whoever brought the bytes."""
+    save, loading = WAYS[name]
+    save(tmp_path / "c")
+    heard.events.clear()
+    context = ocp.Context()
+    for option, value in loading.items():
+        setattr(context.array.loading, option, value)
+
+    with context:
+        ocp.load(tmp_path / "c")
+
+    assert heard.kinds == ["started", "loaded"]
+    assert heard.progress_count > 1
+    assert heard.events[-1].done_bytes == 12 * MIB + 8
+    assert heard.events[-1].total_bytes == 12 * MIB + 8
+
+
+def test_large_arrays_tell_of_parts(tmp_path, heard):
+    """One array of many MiB is followed piece by piece, there and back."""
+    ocp.save(tmp_path / "c", {"w": np.ones(8 * MIB)})
+    ocp.load(tmp_path / "c")
+    ocp.load_leaf(tmp_path / "c", "w", index=np.s_[: 4 * MIB])
+
+    told = [e for e in heard.events if e.kind == "progress"]
+    for operation in {event.id for event in told}:
+        steps = [event.done_bytes for event in told if event.id == operation]
+        assert np.diff([0, *steps]).max() <= 4 * MIB
+        assert steps[-1] in (32 * MIB, 64 * MIB)
+
+
+def test_bytes_of_files(tmp_path, heard):
+    """Of a save, every file of the checkpoint; of a load, what was read of them."""
+    store = RecordingStore(LocalStore())
+    with ocp.Context(file=ocp.options.FileOptions(store=store)):
+        compressed_save(tmp_path / "c")
+        saved = heard.events[-1]
+        before = len(store.calls)
+        ocp.load(tmp_path / "c")
+
+    files = [path for path in (tmp_path / "c").rglob("*") if path.is_file()]
+    assert saved.file_bytes == sum(path.stat().st_size for path in files)
+    assert saved.file_bytes < saved.total_bytes
+    read = sum(call.size_bytes for call in store.calls[before:])
+    assert heard.events[-1].file_bytes == read
+
+
+def test_a_load_that_begins_again(tmp_path, heard):
+    """Of a checkpoint that was replaced meanwhile bytes are told once, in the end."""
+    report = Report("load", "/c", in_background=False, budget=Budget())
+    report.expect(100)
+    report.moved(30)
+    report.begin_again()
+    report.expect(50)
+    report.moved(50)
+    report.succeeded()
+
+    assert [(e.done_bytes, e.total_bytes) for e in heard.events] == [
+        (0, 0),
+        (30, 100),
+        (80, 80),
+        (80, 80),
+    ]
 
 
 def test_every_leaf_on_request(tmp_path):

@@ -27,7 +27,7 @@ from stowax._database_index import (
     place_of,
 )
 from stowax._engine_read import ChunkSource
-from stowax._formats._base import ArraySource, ReadRequest
+from stowax._formats._base import ArraySource, Arrived, ReadRequest
 from stowax._keypath import array_prefix
 from stowax._manifest import LeafEntry, Manifest
 from stowax._runtime import on_worker
@@ -71,19 +71,29 @@ class DatabaseSource:
         )
         self._make_others = others
 
-    async def read(self, requests: Sequence[ReadRequest], scratch: Scratch) -> None:
+    async def read(
+        self,
+        requests: Sequence[ReadRequest],
+        scratch: Scratch,
+        arrived: Arrived | None = None,
+    ) -> None:
         """Fills every request; see `ArraySource`."""
         ours = [r for r in requests if self._storages[r.leaf] is not None]
         theirs = [r for r in requests if self._storages[r.leaf] is None]
         others = self._others if theirs else None
-        reads = [self._read(ours, scratch)]
+        reads = [self._read(ours, scratch, arrived)]
         if others is not None:
-            reads.append(others.read(theirs, scratch))
+            reads.append(others.read(theirs, scratch, arrived))
         await run_all(reads)
 
-    async def _read(self, requests: Sequence[ReadRequest], scratch: Scratch) -> None:
+    async def _read(
+        self,
+        requests: Sequence[ReadRequest],
+        scratch: Scratch,
+        arrived: Arrived | None,
+    ) -> None:
         await self._index.look_up(requests)
-        await self._chunks.read(requests, scratch)
+        await self._chunks.read(requests, scratch, arrived)
 
     @functools.cached_property
     def _others(self) -> ArraySource:

@@ -25,7 +25,7 @@ from stowax._budget import Scratch
 from stowax._codecs._checksum import BLOCK_BYTES, crc32c, verify_blocks
 from stowax._codecs._compression import CODECS
 from stowax._codecs._zarr import dtype_from_name
-from stowax._formats._base import ReadRequest
+from stowax._formats._base import Arrived, ReadRequest
 from stowax._manifest import ChunkTable, LeafEntry, Manifest
 from stowax._mapped import map_file
 from stowax._plan._blocks import boxes_of_run, needed_blocks
@@ -132,18 +132,24 @@ class ChunkSource:
         self._verify = verify
         self._index = index or _TableIndex(directory, manifest)
 
-    async def read(self, requests: Sequence[ReadRequest], scratch: Scratch) -> None:
+    async def read(
+        self,
+        requests: Sequence[ReadRequest],
+        scratch: Scratch,
+        arrived: Arrived | None = None,
+    ) -> None:
         """Fills every request; see `ArraySource`."""
         slots = asyncio.Semaphore(_CONCURRENT_READS)
 
         async def read_group(group: Sequence[ChunkRead]) -> None:
             async with slots:
-                await self._read_group(group, scratch)
+                await self._read_group(group, scratch, arrived)
 
         chunks = await on_worker(self._chunks_of, requests)
         brought = [chunk for chunk in chunks if chunk.payload is not None]
         if brought:
             await on_worker(self._take_brought, brought)
+            _tell(arrived, brought)
             chunks = [chunk for chunk in chunks if chunk.payload is None]
         await run_all(read_group(group) for group in _neighbours(chunks))
 
@@ -180,11 +186,13 @@ class ChunkSource:
             payload = np.frombuffer(chunk.payload or b"", np.uint8)
             self._take(join(self._directory, chunk.file), chunk, payload)
 
-    async def _read_group(self, group: Sequence[ChunkRead], scratch: Scratch) -> None:
+    async def _read_group(
+        self, group: Sequence[ChunkRead], scratch: Scratch, arrived: Arrived | None
+    ) -> None:
         first = group[0]
         path = join(self._directory, first.file)
         if len(group) == 1 and not _is_read_whole(first):
-            await self._read_large(path, first, scratch)
+            await self._read_large(path, first, scratch, arrived)
             return
         # Nothing says that the last to begin is the last to end.
         end_bytes = max([chunk.end_bytes for chunk in group])
@@ -195,6 +203,7 @@ class ChunkSource:
             slab = np.empty(size_bytes, np.uint8)
             await self._fill(path, group, first.offset_bytes, slab)
             await on_worker(self._spread, path, group, slab)
+        _tell(arrived, group)
 
     def _spread(self, path: str, group: Sequence[ChunkRead], slab: np.ndarray) -> None:
         origin_bytes = group[0].offset_bytes
@@ -220,7 +229,9 @@ class ChunkSource:
         if direct is None:
             _copy_out(chunk, payload, 0)
 
-    async def _read_large(self, path: str, chunk: ChunkRead, scratch: Scratch) -> None:
+    async def _read_large(
+        self, path: str, chunk: ChunkRead, scratch: Scratch, arrived: Arrived | None
+    ) -> None:
         direct = _direct_memory(chunk)
         if chunk.decoder is not None:
             elements_bytes = 0 if direct is not None else _shape_of(chunk).size_bytes
@@ -228,17 +239,23 @@ class ChunkSource:
                 payload = allocate((chunk.length_bytes,), np.dtype(np.uint8))
                 await self._fill(path, [chunk], chunk.offset_bytes, payload)
                 await on_worker(self._take, path, chunk, payload)
+            _tell(arrived, [chunk])
             return
         if direct is not None and await self._map(path, chunk, direct):
+            _tell(arrived, [chunk])
             return
         for begin, end in _pieces(chunk):
             if direct is not None:
                 await self._read_piece(path, chunk, begin, direct[begin:end])
+                if arrived is not None:
+                    arrived([(chunk.uses[0][0].leaf, end - begin)])
                 continue
             async with scratch.hold(end - begin):
                 piece = np.empty(end - begin, np.uint8)
                 await self._read_piece(path, chunk, begin, piece)
-                await on_worker(_copy_out, chunk, piece, begin)
+                copied = await on_worker(_copy_out, chunk, piece, begin)
+            if arrived is not None:
+                arrived(copied)
 
     async def _map(self, path: str, chunk: ChunkRead, direct: np.ndarray) -> bool:
         """Has the caller's memory show the file, and verifies what it shows, once."""
@@ -498,14 +515,20 @@ def _pieces(chunk: ChunkRead) -> Iterator[tuple[int, int]]:
             yield begin, min(begin + _PIECE_BYTES, end)
 
 
-def _copy_out(chunk: ChunkRead, piece: np.ndarray, begin_bytes: int) -> None:
+def _copy_out(
+    chunk: ChunkRead, piece: np.ndarray, begin_bytes: int
+) -> list[tuple[int, int]]:
     """Copies what is wanted of a piece of the elements to where it is wanted.
 
     Args:
         chunk: What is read.
         piece: Bytes of whole elements, in C order.
         begin_bytes: Of all its elements, where the piece begins.
+
+    Returns:
+        Leaves, by position, and how many bytes of each were copied.
     """
+    copied: list[tuple[int, int]] = []
     dtype, shape, _ = _shape_of(chunk)
     elements = piece.view(dtype)
     first = begin_bytes // dtype.itemsize
@@ -517,6 +540,8 @@ def _copy_out(chunk: ChunkRead, piece: np.ndarray, begin_bytes: int) -> None:
             if wanted is not None:
                 place = _moved(wanted, origin, -1).within(request.box)
                 request.out[place] = part[wanted.within(box)]
+                copied.append((request.leaf, wanted.size * dtype.itemsize))
+    return copied
 
 
 def _moved(box: Box, origin: tuple[int, ...], sign: int = 1) -> Box:
@@ -525,6 +550,13 @@ def _moved(box: Box, origin: tuple[int, ...], sign: int = 1) -> Box:
         tuple([a - sign * o for a, o in zip(box.start, origin, strict=True)]),
         tuple([b - sign * o for b, o in zip(box.stop, origin, strict=True)]),
     )
+
+
+def _tell(arrived: Arrived | None, chunks: Sequence[ChunkRead]) -> None:
+    """Tells of whole chunks what of them was wanted."""
+    if arrived is not None:
+        uses = [use for chunk in chunks for use in chunk.uses]
+        arrived([(r.leaf, common.size * r.out.itemsize) for r, common in uses])
 
 
 def _zero(view: np.ndarray) -> None:

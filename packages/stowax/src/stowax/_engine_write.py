@@ -7,7 +7,7 @@ them costs a write of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -59,7 +59,11 @@ class Written(NamedTuple):
 
 
 async def write_chunks(
-    store: Store, directory: str, plan: WritePlan, source: HostParts
+    store: Store,
+    directory: str,
+    plan: WritePlan,
+    source: HostParts,
+    passed: Callable[[int], None] | None = None,
 ) -> Written:
     """Writes the data files of this process, side by side, and syncs them.
 
@@ -68,6 +72,8 @@ async def write_chunks(
         directory: The item's directory; file names are relative to it.
         plan: What this process writes.
         source: The values.
+        passed: Hears how many more bytes of arrays the store has taken, on any thread;
+            None: nobody does.
     """
     notes = [_Notes() for _ in plan.files]
     choices = Choices(plan, source.parts)
@@ -77,6 +83,8 @@ async def write_chunks(
         path = join(directory, file.name)
         async with payloads_ahead(file, source.parts, choices) as payloads:
             pieces = _pieces(payloads, notes[position])
+            if passed is not None:
+                pieces = _telling(pieces, file, notes[position], passed)
             await store.write(path, pieces, size_bytes=file.size_bytes)
         await store.sync([path])
         source.written(position)
@@ -163,3 +171,30 @@ def _pieces(
             pending = bytearray()
     if pending:
         yield pending
+
+
+def _telling(
+    pieces: Iterator[memoryview | bytearray],
+    file: FilePlan,
+    notes: _Notes,
+    passed: Callable[[int], None],
+) -> Iterator[memoryview | bytearray]:
+    """Passes pieces on, and tells what of the arrays was in them.
+
+    What is compressed is told by whole chunks.
+    """
+    count = told_bytes = 0  # Chunks told of; and what was told of the next one.
+    for piece in pieces:
+        size_bytes = len(piece)
+        yield piece
+        del piece  # Nobody holds it while the next is made.
+        # The store asks for more, so it has done with that.
+        noted = len(notes.length_bytes)
+        if noted > count:
+            whole_bytes = sum([chunk.array_bytes for chunk in file.chunks[count:noted]])
+            passed(whole_bytes - told_bytes)
+            count, told_bytes = noted, 0
+        elif (chunk := file.chunks[count]).grid.codec is None:
+            part_bytes = min(size_bytes, chunk.array_bytes - told_bytes)
+            passed(part_bytes)
+            told_bytes += part_bytes

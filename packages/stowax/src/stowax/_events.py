@@ -25,9 +25,15 @@ class Event:
     elapsed_secs: float
     """Since the operation started."""
     done_bytes: int = 0
-    """Of arrays, written or read so far by this process."""
+    """Of arrays, before compression, written or read so far by this process."""
     total_bytes: int = 0
-    """What there will be at most, as far as known: compressed it is less."""
+    """What there will be, as far as known: of a save when it is staged."""
+    file_bytes: int = 0
+    """Of files, documents included, that were written or read so far.
+
+    Neither what is mapped into memory, nor what TensorStore reads of checkpoints that
+    are not known here.
+    """
     memory_bytes: int = 0
     """What all saves, or loads, of this process now take of their memory budget."""
     peak_memory_bytes: int = 0

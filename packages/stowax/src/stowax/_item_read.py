@@ -33,6 +33,7 @@ from stowax._plan._rename import Rules
 from stowax._plan._rows import AskedBy, LeafPreview, LoadPreview
 from stowax._plan._select import select, show_unused
 from stowax._processes import Processes
+from stowax._report import Tally
 from stowax._uncollected import uncollected
 from stowax.errors import UnsupportedLeafError
 from stowax.tree import PLACEHOLDER
@@ -160,14 +161,19 @@ async def read_item(
     report = operation.report
     if report is not None:
         report.expect(sum([request.out.nbytes for request in requests]))
-    await item.source.read(requests, operation.reading)
-    if report is None or not report.names_leaves:
+    if report is None or not report.is_watched:
+        await item.source.read(requests, operation.reading)
         return
-    sizes_bytes: dict[int, int] = {}
-    for leaf, _, out, _ in requests:
-        sizes_bytes[leaf] = sizes_bytes.get(leaf, 0) + out.nbytes
-    for leaf, size_bytes in sizes_bytes.items():
-        report.leaf(shown_name(item.manifest.leaves[leaf].path), size_bytes)
+    leaves = item.manifest.leaves
+    tally = Tally(
+        report,
+        [(request.leaf, request.out.nbytes) for request in requests],
+        lambda leaf: shown_name(leaves[leaf].path),
+    )
+    await item.source.read(
+        requests, operation.reading, lambda parts: report.moved(tally.arrived(parts))
+    )
+    report.moved(tally.complete())  # Zeros that nobody has stored.
 
 
 @uncollected()

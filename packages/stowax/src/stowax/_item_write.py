@@ -29,15 +29,15 @@ from stowax._codecs._item_manifest import (
 from stowax._codecs._ocdbt import Reference
 from stowax._codecs._ocdbt_write import encode_database
 from stowax._codecs._zarr import TRAILER_BYTES, array_document, chunk_key
-from stowax._engine_write import write_chunks
+from stowax._engine_write import HostParts, write_chunks
 from stowax._formats._orbax_tree_write import encode_documents
 from stowax._formats._stowax import MANIFEST, PART_PREFIX
 from stowax._item_layout import ItemLayout, StagedItem
 from stowax._keypath import array_prefix, shown_name
 from stowax._manifest import Digest, LeafForm, Manifest
 from stowax._operation import ItemPart, Operation
-from stowax._plan._write import AUTO_CODEC
-from stowax._report import Report
+from stowax._plan._write import AUTO_CODEC, FilePlan
+from stowax._report import Report, Tally
 from stowax._runtime import on_worker
 from stowax._stores._base import join
 from stowax._tasks import run_all
@@ -57,13 +57,13 @@ async def write_part(staged: StagedItem, directory: str, operation: Operation) -
     is_shared = operation.processes.count > 1
     structure = await on_worker(_structure, staged) if is_shared else b""
     report, plan = operation.report, staged.layout.plan
-    if report is not None:
-        report.expect(
-            sum(chunk.grid.size_bytes for f in plan.files for chunk in f.chunks)
-        )
-    table, coded = await write_chunks(store, directory, plan, staged.staging)
-    if report is not None and report.names_leaves:
-        _tell_leaves(staged.layout, report)
+    source: HostParts = staged.staging
+    passed = None
+    if report is not None and report.is_watched:
+        passed = report.moved
+        if report.names_leaves:
+            source = _TellingParts(source, staged.layout, report)
+    table, coded = await write_chunks(store, directory, plan, source, passed)
     staged = _settled(staged, coded)
     part = await on_worker(encode_part, table)
     await store.write(join(directory, name), [part], size_bytes=len(part))
@@ -75,15 +75,39 @@ async def write_part(staged: StagedItem, directory: str, operation: Operation) -
     )
 
 
-def _tell_leaves(layout: ItemLayout, report: Report) -> None:
-    """Tells of every leaf what of it this process has written."""
-    sizes_bytes: dict[int, int] = {}
-    for file in layout.plan.files:
-        for chunk in file.chunks:
-            written = sizes_bytes.get(chunk.leaf, 0)
-            sizes_bytes[chunk.leaf] = written + chunk.grid.size_bytes
-    for leaf, size_bytes in sizes_bytes.items():
-        report.leaf(shown_name(layout.entries[leaf].path), size_bytes)
+class _TellingParts:
+    """Host memory of an item that tells of every leaf when all of it is written.
+
+    Args:
+        parts: Where the values are.
+        layout: Of the item.
+        report: Is told.
+    """
+
+    def __init__(self, parts: HostParts, layout: ItemLayout, report: Report) -> None:
+        self._parts = parts
+        self._files = layout.plan.files
+        self._tally = Tally(
+            report,
+            [part for file in self._files for part in _leaf_parts(file)],
+            lambda leaf: shown_name(layout.entries[leaf].path),
+        )
+
+    @property
+    def parts(self) -> Sequence[np.ndarray | None]:
+        return self._parts.parts
+
+    async def staged(self, file: int) -> None:
+        await self._parts.staged(file)
+
+    def written(self, file: int) -> None:
+        self._parts.written(file)
+        self._tally.arrived(_leaf_parts(self._files[file]))
+
+
+def _leaf_parts(file: FilePlan) -> list[tuple[int, int]]:
+    """What a file holds of leaves, by position, in bytes."""
+    return [(chunk.leaf, chunk.array_bytes) for chunk in file.chunks]
 
 
 def _settled(staged: StagedItem, coded: frozenset[int]) -> StagedItem:

@@ -25,7 +25,7 @@ from stowax._formats._orbax_json import (
 from stowax._formats._stowax import MANIFEST, ROOT_SEAL, check_digest
 from stowax._handlers._registry import STATE_NAME
 from stowax._manifest import Digest
-from stowax._operation import Operation, entering, in_place, lending
+from stowax._operation import Operation, entering, in_place, lending, report_of
 from stowax._runtime import on_worker
 from stowax._stores._base import join, read_bytes, resolve, walk
 from stowax.errors import (
@@ -107,8 +107,11 @@ async def again_if_replaced(
     Raises:
         Exception: Whatever went wrong in a checkpoint that stayed where it was.
     """
+    report = report_of(settings)
     for _ in range(_ATTEMPT_COUNT):
         entering("opening it")
+        if report is not None:
+            report.begin_again()
         before = await _seal(location, settings)
         try:
             result = await attempt()

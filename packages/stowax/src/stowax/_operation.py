@@ -142,7 +142,7 @@ class Operation:
     @property
     def report(self) -> Report | None:
         """Hears what this process does of it; None: a part of no save or load."""
-        return cast("Report | None", self.settings.report)
+        return report_of(self.settings)
 
     @property
     def reading(self) -> Scratch:
@@ -474,8 +474,13 @@ def store_of(settings: Settings, path: str) -> Store:
         store = cast("Store", settings.store)
     else:
         store = open_store(path)
-    report = cast("Report | None", settings.report)
+    report = report_of(settings)
     return store if report is None else report.watch(store)
+
+
+def report_of(settings: Settings) -> Report | None:
+    """Who is told what the operation does; None: nobody."""
+    return cast("Report | None", settings.report)
 
 
 def runtime_of(settings: Settings) -> Runtime:

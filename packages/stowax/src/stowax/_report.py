@@ -1,7 +1,8 @@
 """One operation, as listeners hear of it: told in order, counted where bytes move.
 
 The operation carries its report, and whoever does a part of the work tells it what
-happened.  Nobody listening, only `jax.monitoring` is told, some three times.
+happened: the engine, of bytes of arrays; a store that is watched, of bytes of files.
+Nobody listening, neither does, and only `jax.monitoring` is told, some three times.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import jax
@@ -55,48 +56,63 @@ class Report:
         self._id = next(_SERIAL)
         self._started_secs = time.monotonic()
         asked = subscribed()
-        self._is_watched = bool(asked)
+        self.is_watched = bool(asked)
+        """Whether anybody hears more than how it begins and ends."""
+        self.names_leaves = any(subscription.leaves for subscription in asked)
+        """Whether anybody wants to hear of every leaf."""
         self._listeners = [Subscription(_tell_jax, leaves=False), *asked]
         # Guards the order of events and all that follows. A listener may look at the
         # operation, and so come back on the same thread.
         self._lock = threading.RLock()
         self._done_bytes = self._told_bytes = self._total_bytes = 0
+        self._file_bytes = 0
         self._is_over = False
         self._tell("started")
 
-    @property
-    def names_leaves(self) -> bool:
-        """Whether anybody wants to hear of every leaf."""
-        return any(listener.leaves for listener in self._listeners)
-
     def watch(self, store: Store) -> Store:
         """The store that the operation is to use, so that its bytes are counted."""
-        return cast("Store", _Watched(store, self)) if self._is_watched else store
+        return cast("Store", _Watched(store, self)) if self.is_watched else store
 
     def staged(self) -> None:
         """All values are safe."""
         self._tell("staged")
 
     def expect(self, size_bytes: int) -> None:
-        """So many more bytes of arrays will be moved; from now on they are counted."""
+        """So many more bytes of arrays will be moved."""
         with self._lock:
             self._total_bytes += size_bytes
 
-    def moved(self, size_bytes: int) -> None:
-        """Bytes of a file have been written or read."""
+    def begin_again(self) -> None:
+        """What was expected, and has not been moved, is not expected any more."""
         with self._lock:
-            # What stands around arrays is moved, too, but not expected.
-            done_bytes = min(self._done_bytes + size_bytes, self._total_bytes)
-            self._done_bytes = done_bytes
+            self._total_bytes = self._done_bytes
+
+    def moved(self, size_bytes: int) -> None:
+        """Bytes of arrays have been written or read."""
+        with self._lock:
+            self._done_bytes = done_bytes = self._done_bytes + size_bytes
             step_bytes = max(1, self._total_bytes // _STEP_COUNT)
             is_end = done_bytes == self._total_bytes > self._told_bytes
             if is_end or done_bytes - self._told_bytes >= step_bytes:
                 self._told_bytes = done_bytes
                 self._tell("progress")
 
+    def wrote(self, size_bytes: int) -> None:
+        """The store has taken bytes of a file."""
+        self._count(size_bytes if self._operation == "save" else 0)
+
+    def read(self, size_bytes: int) -> None:
+        """The store has brought bytes of a file."""
+        self._count(0 if self._operation == "save" else size_bytes)
+
+    def _count(self, size_bytes: int) -> None:
+        with self._lock:
+            self._file_bytes += size_bytes
+
     def leaf(self, name: str, size_bytes: int) -> None:
         """One leaf is done."""
-        self._tell("leaf", leaf=name, size_bytes=size_bytes)
+        if self.names_leaves:
+            self._tell("leaf", leaf=name, size_bytes=size_bytes)
 
     def succeeded(self) -> None:
         """It is done, and nothing comes after."""
@@ -135,6 +151,7 @@ class Report:
                 elapsed_secs=time.monotonic() - self._started_secs,
                 done_bytes=self._done_bytes if size_bytes is None else size_bytes,
                 total_bytes=self._total_bytes,
+                file_bytes=self._file_bytes,
                 memory_bytes=self._budget.taken_bytes,
                 peak_memory_bytes=self._budget.peak_bytes,
                 leaf=leaf,
@@ -151,6 +168,54 @@ class Report:
                         "a listener failed, and hears no more of the %s of %s",
                         *(self._operation, self._path),
                     )
+
+
+class Tally:
+    """What is still to come of the leaves of one item; who is done is told.
+
+    Args:
+        report: Is told of them.
+        parts: Leaves, by position, and the bytes of each that are to come, in parts.
+        name_of: The name of the leaf at a position.
+    """
+
+    def __init__(
+        self,
+        report: Report,
+        parts: Iterable[tuple[int, int]],
+        name_of: Callable[[int], str],
+    ) -> None:
+        self._report = report
+        self._name_of = name_of
+        # Guards the rest, which several threads take from.
+        self._lock = threading.Lock()
+        self._sizes_bytes: dict[int, int] = {}
+        for leaf, size_bytes in parts:
+            if size_bytes:
+                self._sizes_bytes[leaf] = self._sizes_bytes.get(leaf, 0) + size_bytes
+        self._rest_bytes = self._sizes_bytes.copy()
+
+    def arrived(self, parts: Iterable[tuple[int, int]]) -> int:
+        """Takes off what has come, in parts as above; returns how much that was."""
+        sum_bytes = 0
+        done: list[int] = []
+        with self._lock:
+            for leaf, size_bytes in parts:
+                sum_bytes += size_bytes
+                rest_bytes = self._rest_bytes[leaf] = (
+                    self._rest_bytes[leaf] - size_bytes
+                )
+                if not rest_bytes:
+                    done.append(leaf)
+            for leaf in done:
+                del self._rest_bytes[leaf]
+        for leaf in done:
+            self._report.leaf(self._name_of(leaf), self._sizes_bytes[leaf])
+        return sum_bytes
+
+    def complete(self) -> int:
+        """The same of all that nobody has told of."""
+        return self.arrived([*self._rest_bytes.items()])
 
 
 class _Watched:
@@ -170,14 +235,14 @@ class _Watched:
 
     async def read_into(self, path: str, offset_bytes: int, buffer: Buffer) -> None:
         await self._store.read_into(path, offset_bytes, buffer)
-        self._report.moved(byte_view(buffer).nbytes)
+        self._report.read(byte_view(buffer).nbytes)
 
     def _counted(self, pieces: Iterable[Buffer]) -> Iterator[Buffer]:
         for piece in pieces:
             size_bytes = byte_view(piece).nbytes
             yield piece
             # Who asks for the next piece has done with this one.
-            self._report.moved(size_bytes)
+            self._report.wrote(size_bytes)
 
 
 _FAMILIES = {"save": "write", "load": "read"}

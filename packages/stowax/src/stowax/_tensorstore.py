@@ -25,7 +25,7 @@ from stowax._codecs._zarr_read import (
     Describer,
     ZarrVersion,
 )
-from stowax._formats._base import ReadRequest
+from stowax._formats._base import Arrived, ReadRequest
 from stowax._keypath import array_prefix
 from stowax._manifest import LeafEntry
 from stowax._runtime import on_worker
@@ -109,7 +109,12 @@ class TensorStoreSource:
         self._leaves = await on_worker(self._described)
         return self._leaves
 
-    async def read(self, requests: Sequence[ReadRequest], scratch: Scratch) -> None:
+    async def read(
+        self,
+        requests: Sequence[ReadRequest],
+        scratch: Scratch,
+        arrived: Arrived | None = None,
+    ) -> None:
         """Opens the arrays that are asked for, and fills every request.
 
         Raises:
@@ -124,7 +129,13 @@ class TensorStoreSource:
         gate = asyncio.Semaphore(_CONCURRENT_OPENS)
         await run_all(self._open(position, gate) for position in sorted(wanted))
         gate = asyncio.Semaphore(_CONCURRENT_READS)
-        await run_all(self._read(request, gate, scratch) for request in requests)
+
+        async def read(request: ReadRequest) -> None:
+            await self._read(request, gate, scratch)
+            if arrived is not None:
+                arrived([(request.leaf, request.out.nbytes)])
+
+        await run_all(read(request) for request in requests)
 
     def _described(self) -> tuple[LeafEntry, ...]:
         """The leaves with what their documents say, read all at once.

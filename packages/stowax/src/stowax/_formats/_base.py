@@ -7,7 +7,7 @@ memory.  Everything after that is the same for all formats.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -43,15 +43,27 @@ class ReadRequest(NamedTuple):
     """Whether `out` is memory of `allocate_pages`, and may show a file."""
 
 
+Arrived = Callable[[Sequence[tuple[int, int]]], None]
+"""Hears of leaves, by position, and how many more bytes of each have come, verified.
+
+On any thread. Of what is zeros without being read nobody tells."""
+
+
 class ArraySource(Protocol):
     """Brings stored arrays into memory."""
 
-    async def read(self, requests: Sequence[ReadRequest], scratch: Scratch) -> None:
+    async def read(
+        self,
+        requests: Sequence[ReadRequest],
+        scratch: Scratch,
+        arrived: Arrived | None = None,
+    ) -> None:
         """Fills every request, verified as far as the format allows.
 
         Args:
             requests: What is wanted.
             scratch: For memory that is needed beside theirs.
+            arrived: Hears of what has come, piece by piece; None: nobody does.
 
         Raises:
             CorruptCheckpointError: Names the leaf, its chunk and the file.

@@ -108,6 +108,8 @@ class PyTreeHandler(OwnHandler):
                 ),
                 known=runtime.layouts,
             )
+            if operation.report is not None:
+                operation.report.expect(staged.layout.plan.array_bytes)
             # Before anything is staged: a filter of warnings may raise it.
             _warn_narrowed("Context.array.saving", staged.layout.narrowed)
             await staged.staging.stage_first()

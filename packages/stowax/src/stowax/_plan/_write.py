@@ -129,6 +129,11 @@ class ChunkWrite(NamedTuple):
     cut: tuple[slice | EllipsisType, ...] | None
     """Where in the part; None if it is all of it."""
 
+    @property
+    def array_bytes(self) -> int:
+        """Of its elements, without the padding at the edge of the array."""
+        return self.box.size * self.grid.dtype.itemsize
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePlan:
@@ -151,6 +156,8 @@ class WritePlan:
     parts: tuple[PartWrite, ...]
     """What is brought to the host, in order."""
     files: tuple[FilePlan, ...]
+    array_bytes: int
+    """Of all elements in them, as they are stored but for compression."""
 
 
 def plan_write(
@@ -209,6 +216,7 @@ def plan_write(
         codecs=codecs,
         parts=tuple(parts),
         files=tuple(files),
+        array_bytes=load_bytes.get(process_index, 0),
     )
 
 
