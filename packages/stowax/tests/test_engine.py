@@ -40,7 +40,7 @@ class Staged:
         pass
 
 
-async def write(store, arrays, *, limit_bytes=64 << 20):
+async def write(store, arrays, *, limit_bytes=64 << 20, codec=None, passed=None):
     """Writes arrays, whole, and returns the manifest of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_write, "CHUNK_LIMIT_BYTES", limit_bytes)
@@ -50,12 +50,13 @@ async def write(store, arrays, *, limit_bytes=64 << 20):
                 shape=a.shape,
                 dtype=a.dtype,
                 parts=((whole(a.shape), (0,)),) if a.size else (),
+                codec=codec,
             )
             for i, a in enumerate(arrays)
         }
         plan = plan_write(layouts, process_index=0, data_directory="d/")
     staged = Staged([arrays[part.leaf] for part in plan.parts])
-    table, _ = await write_chunks(store, "/item", plan, staged)
+    table, _ = await write_chunks(store, "/item", plan, staged, passed)
     leaves = tuple(
         LeafEntry(
             (Key("key", f"leaf{i}"),),
@@ -65,6 +66,7 @@ async def write(store, arrays, *, limit_bytes=64 << 20):
                 dtype=dtype_name(a.dtype),
                 shape=a.shape,
                 chunk_shape=plan.chunk_shapes[i],
+                codec=codec,
             ),
         )
         for i, a in enumerate(arrays)
@@ -72,7 +74,7 @@ async def write(store, arrays, *, limit_bytes=64 << 20):
     return Manifest(root=Node(kind="none"), leaves=leaves, chunks=(table,))
 
 
-async def read(store, manifest, boxes, *, verify=True):
+async def read(store, manifest, boxes, *, verify=True, arrived=None):
     """Reads boxes of leaves."""
     requests = [
         ReadRequest(
@@ -82,7 +84,8 @@ async def read(store, manifest, boxes, *, verify=True):
         )
         for leaf, box in boxes
     ]
-    await ChunkSource(store, "/item", manifest, verify=verify).read(requests, UNLIMITED)
+    source = ChunkSource(store, "/item", manifest, verify=verify)
+    await source.read(requests, UNLIMITED, arrived)
     return [request.out for request in requests]
 
 
@@ -112,6 +115,38 @@ def test_any_box_of_any_array(data):
     for (leaf, box), found in zip(boxes, asyncio.run(there_and_back()), strict=True):
         expected = arrays[leaf][box.within(whole(arrays[leaf].shape))]
         assert differences(expected, found) == []
+
+
+@pytest.mark.parametrize("codec", [None, "zstd"])
+@pytest.mark.parametrize("limit_bytes", [10_000, 3 << 20, 64 << 20])
+def test_what_has_passed_is_told(codec, limit_bytes):
+    """All bytes of arrays, each once, and of large ones piece by piece."""
+    arrays = [np.arange(3 << 20), np.arange(7, dtype="i1"), np.ones((3, 1000))]
+    boxes = [
+        (0, whole((3 << 20,))),
+        (0, Box((5,), (2 << 20,))),
+        (1, whole((7,))),
+        (2, Box((0, 10), (3, 990))),
+    ]
+    passed, arrived = [], []
+
+    async def there_and_back():
+        store = MemoryStore()
+        manifest = await write(
+            store, arrays, limit_bytes=limit_bytes, codec=codec, passed=passed.append
+        )
+        await read(store, manifest, boxes, arrived=arrived.extend)
+
+    asyncio.run(there_and_back())
+
+    assert sum(passed) == sum(array.nbytes for array in arrays)
+    told = dict.fromkeys(range(3), 0)
+    for leaf, size_bytes in arrived:
+        told[leaf] += size_bytes
+    assert told == {0: 8 * ((3 << 20) + (2 << 20) - 5), 1: 7, 2: 8 * 3 * 980}
+    if codec is None:
+        assert max(passed) <= 4 << 20
+        assert max(size_bytes for _, size_bytes in arrived) <= 4 << 20
 
 
 def test_bytes_on_disk():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore as ts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from orbax.checkpoint import v1 as orbax
@@ -185,35 +186,38 @@ def compressed_save(path):
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_a_load_in_any_way(tmp_path, heard, name):
-    """Progress ends where all is loaded, whoever brought the bytes."""
+def test_a_load_in_any_way(tmp_path, name):
+    """Progress is told on the way, and ends where all is loaded, whoever reads."""
     save, loading = WAYS[name]
     save(tmp_path / "c")
-    heard.events.clear()
-    context = ocp.Context()
+    context, heard = ocp.Context(), Heard()
     for option, value in loading.items():
         setattr(context.array.loading, option, value)
 
-    with context:
+    with context, events.subscribe(heard, leaves=True):
         ocp.load(tmp_path / "c")
 
-    assert heard.kinds == ["started", "loaded"]
-    assert heard.progress_count > 1
+    assert heard.kinds == ["started", *["leaf"] * 3, "loaded"]
+    before_the_last_leaf = "".join(e.kind for e in heard.events).rpartition("leaf")[0]
+    assert "progress" in before_the_last_leaf
     assert heard.events[-1].done_bytes == 12 * MIB + 8
     assert heard.events[-1].total_bytes == 12 * MIB + 8
 
 
-def test_large_arrays_tell_of_parts(tmp_path, heard):
-    """One array of many MiB is followed piece by piece, there and back."""
-    ocp.save(tmp_path / "c", {"w": np.ones(8 * MIB)})
-    ocp.load(tmp_path / "c")
-    ocp.load_leaf(tmp_path / "c", "w", index=np.s_[: 4 * MIB])
+def test_a_load_of_what_is_missing(tmp_path, heard):
+    """Zeros in place of chunks that Orbax has not stored are loaded, too."""
+    context = ocp.Context()
+    context.array.loading.raise_array_data_missing_error = False
+    with orbax_context({"use_zarr3": True}):
+        orbax.save(tmp_path / "c", {"w": np.ones(MIB)})
+    base = {"driver": "file", "path": f"{tmp_path}/c/state/"}
+    database = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    database.write("w/c/0", None).result()
 
-    told = [e for e in heard.events if e.kind == "progress"]
-    for operation in {event.id for event in told}:
-        steps = [event.done_bytes for event in told if event.id == operation]
-        assert np.diff([0, *steps]).max() <= 4 * MIB
-        assert steps[-1] in (32 * MIB, 64 * MIB)
+    with context:
+        assert not ocp.load(tmp_path / "c")["w"].any()
+
+    assert heard.events[-1].done_bytes == heard.events[-1].total_bytes == 8 * MIB
 
 
 def test_bytes_of_files(tmp_path, heard):
@@ -241,13 +245,9 @@ def test_a_load_that_begins_again(tmp_path, heard):
     report.expect(50)
     report.moved(50)
     report.succeeded()
+    report.wait()
 
-    assert [(e.done_bytes, e.total_bytes) for e in heard.events] == [
-        (0, 0),
-        (30, 100),
-        (80, 80),
-        (80, 80),
-    ]
+    assert heard.events[-1].done_bytes == heard.events[-1].total_bytes == 80
 
 
 def test_every_leaf_on_request(tmp_path):
@@ -342,7 +342,10 @@ def test_a_load_that_takes_too_long(heard):
 
 
 def test_a_listener_that_fails(tmp_path, heard, caplog):
-    """It is logged once, hears no more of it, and the save goes on for the others."""
+    """It is logged once, hears no more of it, and the save goes on for the others.
+
+    Of the next one it hears again.
+    """
     calls = []
 
     def broken(event):
@@ -351,10 +354,12 @@ def test_a_listener_that_fails(tmp_path, heard, caplog):
 
     with events.subscribe(broken), caplog.at_level(logging.ERROR, "stowax"):
         ocp.save(tmp_path / "c", state())
+        ocp.save(tmp_path / "d", state())
 
-    assert calls == ["started"]
+    assert calls == ["started", "started"]
     assert [r.message for r in caplog.records] == [
-        f"a listener failed, and hears no more of the save of {tmp_path / 'c'}"
+        f"a listener failed, and hears no more of the save of {tmp_path / name}"
+        for name in ("c", "d")
     ]
     assert heard.kinds[-1] == "published"
     assert ocp.load(tmp_path / "c")["step"] == 7
@@ -437,6 +442,7 @@ def test_nothing_comes_after_the_end(heard):
     report.succeeded()
     report.failed(KeyboardInterrupt())
     report.leaf("w", 1)
+    report.wait()
 
     assert heard.kinds == ["started", "published"]
 

@@ -24,7 +24,6 @@ LAYERS = {
     "_public": 0,
     "errors": 0,
     "_events": 0,
-    "events": 0,
     "options": 0,
     "tree": 0,
     # facts
@@ -43,6 +42,7 @@ LAYERS = {
     "_budget": 2,
     "_handlers._base": 2,
     "_leaves._base": 2,
+    "_listeners": 2,
     "_memory": 2,
     "_processes": 2,
     "_recent": 2,
@@ -97,6 +97,7 @@ LAYERS = {
     # faces
     "adapters": 9,
     "arrays": 9,
+    "events": 9,
     "handlers": 9,
     "multihost": 9,
     "partial": 9,

@@ -1,11 +1,9 @@
-"""Events, and who hears of them; see `stowax.events`."""
+"""What there is to hear of operations; see `stowax.events`."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Final, Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,66 +42,5 @@ class Event:
     """Why it failed."""
 
 
-Listener = Callable[[Event], object]
-"""Called on a thread of the library, of which there are few: it should be quick, and
-must not wait for the operation that it hears of.  What it raises is logged, and ends
-its part in that operation; nothing else comes of it."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Subscription:
-    """A listener, as long as it hears of operations that begin; a context manager."""
-
-    listener: Listener
-    leaves: bool
-    """Whether it hears of every leaf."""
-
-    def close(self) -> None:
-        """Hears of no operation that begins later; again, does nothing."""
-        global _subscriptions
-        with _lock:
-            _subscriptions = tuple(s for s in _subscriptions if s is not self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def subscribe(listener: Listener, *, leaves: bool = False) -> Subscription:
-    """Has a function called with every event of the operations that begin from now on.
-
-    Args:
-        listener: See `Listener`.
-        leaves: Whether it hears of every leaf, too. That costs some microseconds for
-            each of them.
-
-    Returns:
-        What ends it: `close()`, or the end of a `with` block.
-
-    Example:
-        >>> import stowax
-        >>> from stowax import events
-        >>> path = getfixture("tmp_path") / "checkpoint"
-        >>> kinds = []
-        >>> with events.subscribe(lambda event: kinds.append(event.kind)):
-        ...     stowax.save(path, {"step": 7})
-        >>> kinds[0], kinds[-1]
-        ('started', 'published')
-    """
-    global _subscriptions
-    subscription = Subscription(listener, leaves)
-    with _lock:
-        _subscriptions = (*_subscriptions, subscription)
-    return subscription
-
-
-def subscribed() -> tuple[Subscription, ...]:
-    """All that hear of an operation that begins now."""
-    return _subscriptions
-
-
-# Guards the change of what follows, which is replaced and never changed.
-_lock = threading.Lock()
-_subscriptions: tuple[Subscription, ...] = ()
+ENDS: Final = frozenset({"published", "loaded", "failed"})
+"""What the last event of an operation is."""

@@ -505,8 +505,11 @@ def telling_of_load(
         yield replace(settings, report=report)
     except BaseException as error:  # Whatever ends it; raised again.
         report.failed(error)
+        if isinstance(error, Exception):  # Who interrupts it does not want to wait.
+            report.wait()
         raise
     report.succeeded()
+    report.wait()
 
 
 def operation_id(verb: str, path: str, runtime: Runtime, settings: Settings) -> str:

@@ -7,6 +7,8 @@ Nobody listening, neither does, and only `jax.monitoring` is told, some three ti
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import itertools
 import logging
 import threading
@@ -17,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import jax
 
 from stowax._budget import Budget
-from stowax._events import Event, Subscription, subscribed
+from stowax._events import Event
+from stowax._listeners import PATIENCE_SECS, subscribed
 from stowax._stores._base import Store, byte_view
 
 if TYPE_CHECKING:
@@ -55,15 +58,16 @@ class Report:
         self._budget = budget
         self._id = next(_SERIAL)
         self._started_secs = time.monotonic()
-        asked = subscribed()
-        self.is_watched = bool(asked)
+        self._subscriptions = subscribed()
+        self.is_watched = bool(self._subscriptions)
         """Whether anybody hears more than how it begins and ends."""
-        self.names_leaves = any(subscription.leaves for subscription in asked)
+        self.names_leaves = any(s.leaves for s in self._subscriptions)
         """Whether anybody wants to hear of every leaf."""
-        self._listeners = [Subscription(_tell_jax, leaves=False), *asked]
-        # Guards the order of events and all that follows. A listener may look at the
-        # operation, and so come back on the same thread.
+        # Guards the order of events and all that follows. What listens to JAX may look
+        # at the operation, and so come back on the same thread.
         self._lock = threading.RLock()
+        self._does_jax_hear = True
+        self._marks: list[concurrent.futures.Future[None]] = []
         self._done_bytes = self._told_bytes = self._total_bytes = 0
         self._file_bytes = 0
         self._is_over = False
@@ -122,6 +126,17 @@ class Report:
         """It is over, for this reason."""
         self._end("failed", error)
 
+    def wait(self) -> None:
+        """Waits a moment, after the end, until all listeners have heard of it."""
+        if self._marks:
+            concurrent.futures.wait(self._marks, PATIENCE_SECS)
+
+    async def wait_on_loop(self) -> None:
+        """The same, on any loop."""
+        if self._marks:
+            marks = [asyncio.wrap_future(mark) for mark in self._marks]
+            await asyncio.wait(marks, timeout=PATIENCE_SECS)
+
     def _end(
         self,
         kind: Literal["published", "loaded", "failed"],
@@ -129,6 +144,10 @@ class Report:
     ) -> None:
         with self._lock:
             self._tell(kind, error=error)
+            if not self._is_over:
+                self._marks = [
+                    subscription.mark() for subscription in self._subscriptions
+                ]
             self._is_over = True
 
     def _tell(
@@ -157,15 +176,17 @@ class Report:
                 leaf=leaf,
                 error=error,
             )
-            for subscription in [*self._listeners]:
-                if event.kind == "leaf" and not subscription.leaves:
-                    continue
+            for subscription in self._subscriptions:
+                if kind != "leaf" or subscription.leaves:
+                    subscription.post(event)
+            if self._does_jax_hear:
                 try:
-                    subscription.listener(event)
-                except Exception:  # It is code of others.
-                    self._listeners.remove(subscription)
+                    _tell_jax(event)
+                except Exception:  # What listens there is code of others.
+                    self._does_jax_hear = False
                     _LOGGER.exception(
-                        "a listener failed, and hears no more of the %s of %s",
+                        "what listens to jax.monitoring failed, and hears no more of "
+                        "the %s of %s",
                         *(self._operation, self._path),
                     )
 

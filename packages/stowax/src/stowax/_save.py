@@ -284,12 +284,21 @@ class StagedSave:
         if not self._begun.acquire(blocking=False):
             return
         try:
-            await self._commit()
-        except BaseException as error:  # Whatever ends it; raised again.
-            self._report.failed(error)
-            raise
+            await self._commit_and_tell()
         finally:
             self._set_ended()
+
+    async def _commit_and_tell(self) -> None:
+        try:
+            await self._commit()
+        except Exception as error:  # Whatever ends it; raised again.
+            self._report.failed(error)
+            await self._report.wait_on_loop()
+            raise
+        except BaseException as error:  # Who interrupts it does not want to wait.
+            self._report.failed(error)
+            raise
+        await self._report.wait_on_loop()
 
     def _set_ended(self) -> None:
         # They hold the values, for whoever keeps this object.
@@ -362,6 +371,8 @@ def stage_save(
         if is_reserved:
             runtime.free(reservation)
         report.failed(error)
+        if isinstance(error, Exception):
+            report.wait()
         raise
     report.staged()
     return StagedSave(

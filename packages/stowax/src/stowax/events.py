@@ -24,14 +24,17 @@ Example:
     ...     stowax.save(path, {"step": 7})
     8 of 8 bytes
 
+A listener is called on a thread of its own, so a slow one holds nobody up; only the end
+of an operation waits until it has heard of it, a second at most.
+
 Of several processes each tells what it does itself.  The same goes to `jax.monitoring`,
 under the names that Orbax uses, whether anybody subscribes or not.
 """
 
 from stowax._events import Event as Event
-from stowax._events import Listener as Listener
-from stowax._events import Subscription as Subscription
-from stowax._events import subscribe as subscribe
+from stowax._listeners import Listener as Listener
+from stowax._listeners import Subscription as Subscription
+from stowax._listeners import subscribe as subscribe
 from stowax._public import claim as _claim
 
 __all__ = ["Event", "Listener", "Subscription", "subscribe"]
