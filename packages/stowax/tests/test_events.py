@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as orbax
 from orbax_options import orbax_context
 
 import stowax as ocp
-from stowax import events
+from stowax import _operation, events
 from stowax._budget import Budget
 from stowax._report import Report
 from stowax._runtime import Runtime
@@ -269,15 +269,20 @@ def test_every_leaf_on_request(tmp_path):
 
 
 def test_each_step_of_a_training_run(tmp_path, heard):
-    """Saves of a `Checkpointer` are saves in the background."""
+    """A `Checkpointer` saves in the background, whoever waits for it."""
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save_async(1, state()).result()
         checkpointer.save(2, state())
         checkpointer.load()
+        checkpointer.load_async(1).result()
 
-    published = [e.path for e in heard.events if e.kind == "published"]
-    assert published == [str(tmp_path / "1"), str(tmp_path / "2")]
-    assert heard.kinds[-1] == "loaded"
+    ended = [e for e in heard.events if e.kind in ("published", "loaded")]
+    assert [(e.kind, e.path[-2:], e.in_background) for e in ended] == [
+        ("published", "/1", True),
+        ("published", "/2", True),
+        ("loaded", "/2", False),
+        ("loaded", "/1", True),
+    ]
 
 
 def test_a_save_that_is_refused(tmp_path, heard):
@@ -339,6 +344,57 @@ def test_a_load_that_takes_too_long(heard):
 
     assert heard.kinds == ["started", "failed"]
     assert heard.events[-1].error is caught.value
+
+
+class Busy:
+    """Blocks when it is loaded."""
+
+    def __init__(self):
+        self.go_on = threading.Event()
+        self.ended = threading.Event()
+
+    async def save(self, directory):
+        return await ocp.handlers.PyTreeHandler().save(directory, {"w": 1})
+
+    async def load(self, directory):
+        async def block():
+            self.go_on.wait()
+            self.ended.set()
+
+        return block()
+
+
+def test_a_load_that_blocks(tmp_path, monkeypatch, heard):
+    """It has failed when it is given up, and not when its thread comes to an end."""
+    monkeypatch.setattr(_operation, "GUEST_GRACE_SECS", 0)
+    busy = Busy()
+    ocp.save_checkpointables(tmp_path / "c", {"busy": busy})
+    heard.events.clear()
+
+    with ocp.Context(asynchronous=ocp.options.AsyncOptions(timeout_secs=0.2)):
+        response = ocp.load_checkpointables_async(tmp_path / "c", {"busy": busy})
+    with pytest.raises(ocp.errors.DeadlineError) as caught:
+        response.result()
+    busy.go_on.set()
+    assert busy.ended.wait(60)
+    ocp.load(tmp_path / "c", checkpointable_name="busy")
+
+    assert heard.kinds == ["started", "failed", "started", "loaded"]
+    assert heard.events[1].error is caught.value
+
+
+def test_a_call_is_heard_of_when_it_is_made(tmp_path):
+    """Whoever listens at that moment hears all of it, and the thread is not asked."""
+    ocp.save(tmp_path / "c", state())
+    heard, late = Heard(), Heard()
+    with events.subscribe(heard):
+        response = ocp.load_async(tmp_path / "c")
+    with events.subscribe(late):
+        response.result()
+
+    assert heard.events[0].kind == "started"
+    assert heard.events[0].in_background
+    assert late.events == []
 
 
 def test_a_listener_that_fails(tmp_path, heard, caplog):

@@ -48,6 +48,11 @@ def on_behalf() -> Generator[None]:
         _CALLER.reset(token)
 
 
+def is_on_behalf() -> bool:
+    """Whether this is the work of a caller who is on another thread, and goes on."""
+    return _CALLER.get() is not None
+
+
 def warn(message: str) -> None:
     """Warns at the line of the caller, in whatever thread this is."""
     caller = _CALLER.get() or _on_this_thread()

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stowax._caller import as_caller, on_behalf
+from stowax._caller import as_caller, is_on_behalf, on_behalf
 from stowax._context import Settings, check_supported, current_settings
 from stowax._formats._base import OpenCheckpoint
 from stowax._handlers._base import check_awaitable, is_own
@@ -36,9 +36,10 @@ from stowax._operation import (
     guest_in_time,
     in_place,
     in_time,
+    reported,
     runtime_of,
-    telling_of_load,
 )
+from stowax._report import Report
 from stowax._response import AsyncResponse, respond
 from stowax._tasks import drop, noting
 from stowax.errors import InvalidNameError
@@ -208,26 +209,27 @@ class _Load:
         return f"load of {self.location}"
 
     def now(self) -> Any:
-        with telling_of_load(
-            self.location, self.settings, in_background=False
-        ) as settings:
+        settings, report = self._reported(in_background=is_on_behalf())
+        with report.telling():
             return drive_in_time(lambda: self.work(settings), settings, self.what)
 
     def later(self) -> AsyncResponse[Any]:
-        runtime, timed = runtime_of(self.settings), Timed(f"the {self.what}")
+        settings, report = self._reported(in_background=True)
+        runtime, timed = runtime_of(settings), Timed(f"the {self.what}")
         # What blocks cannot be stopped, but is not waited for beyond the deadline.
-        with on_behalf():
-            work = self._as_caller(timed)
-            future = guest_in_time(runtime, work, self.settings, timed)
+        with report.telling_of_failure(), on_behalf():
+            work = self._as_caller(settings, report, timed)
+            future = guest_in_time(runtime, work, settings, timed)
+        future.add_done_callback(report.given_up)
         return respond(runtime, future, what=self.what)
 
-    async def _as_caller(self, timed: Timed) -> Any:
-        with (
-            as_caller(),
-            telling_of_load(
-                self.location, self.settings, in_background=True
-            ) as settings,
-        ):
+    def _reported(self, *, in_background: bool) -> tuple[Settings, Report]:
+        return reported(
+            "load", self.location, self.settings, in_background=in_background
+        )
+
+    async def _as_caller(self, settings: Settings, report: Report, timed: Timed) -> Any:
+        with as_caller(), report.telling():
             return await in_time(lambda: self.work(settings), settings, timed)
 
 

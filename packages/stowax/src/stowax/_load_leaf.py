@@ -15,7 +15,7 @@ from stowax._leaves._registry import Leaves
 from stowax._manifest import LeafEntry, LeafForm
 from stowax._named_tree import NamedTree, read_tree
 from stowax._opened import AUTO
-from stowax._operation import absolute, drive_in_time, entering, telling_of_load
+from stowax._operation import absolute, drive_in_time, entering, reported
 from stowax._plan._index import view_of
 from stowax._plan._match import near_name
 from stowax._plan._rows import LoadPreview
@@ -91,13 +91,13 @@ def load_leaf(
         with in_mesh(settings.loading.mesh):
             return Placing(tree.operation.processes).place(begun)
 
-    what = f"load of {name!r} of {location}"
-    with telling_of_load(location, settings, in_background=False) as told:
-        return drive_in_time(
-            lambda: read_tree(location, told, checkpointable_name, read_leaf),
-            settings,
-            what,
-        )
+    told, report = reported("load", location, settings, in_background=False)
+
+    async def read() -> Any:
+        return await read_tree(location, told, checkpointable_name, read_leaf)
+
+    with report.telling():
+        return drive_in_time(read, settings, f"load of {name!r} of {location}")
 
 
 def _fit(

@@ -17,16 +17,9 @@ import pathlib
 import posixpath
 import tempfile
 import threading
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Coroutine,
-    Generator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, Literal, TypeVar, cast
 
 from etils import epath
 
@@ -490,26 +483,30 @@ def runtime_of(settings: Settings) -> Runtime:
     return default_runtime()
 
 
-@contextlib.contextmanager
-def telling_of_load(
-    location: str, settings: Settings, *, in_background: bool
-) -> Generator[Settings]:
-    """Tells listeners of a load, which has the settings that the body gets."""
+def reported(
+    operation: Literal["save", "load"],
+    location: str,
+    settings: Settings,
+    *,
+    in_background: bool,
+) -> tuple[Settings, Report]:
+    """Begins to tell listeners of an operation, which has the settings that come back.
+
+    Args:
+        operation: What it is.
+        location: The path of the checkpoint.
+        settings: Those of its Context.
+        in_background: Whether the caller goes on meanwhile.
+    """
+    runtime = runtime_of(settings)
+    is_save = operation == "save"
     report = Report(
-        "load",
+        operation,
         location,
         in_background=in_background,
-        budget=runtime_of(settings).reading_budget,
+        budget=runtime.staging_budget if is_save else runtime.reading_budget,
     )
-    try:
-        yield replace(settings, report=report)
-    except BaseException as error:  # Whatever ends it; raised again.
-        report.failed(error)
-        if isinstance(error, Exception):  # Who interrupts it does not want to wait.
-            report.wait()
-        raise
-    report.succeeded()
-    report.wait()
+    return replace(settings, report=report), report
 
 
 def operation_id(verb: str, path: str, runtime: Runtime, settings: Settings) -> str:

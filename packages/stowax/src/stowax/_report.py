@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import jax
@@ -126,10 +127,38 @@ class Report:
         """It is over, for this reason."""
         self._end("failed", error)
 
+    @contextlib.contextmanager
+    def telling(self) -> Generator[None]:
+        """Tells how the body ends, and waits a moment until that was heard."""
+        with self.telling_of_failure():
+            yield
+        self.succeeded()
+        self.wait()
+
+    @contextlib.contextmanager
+    def telling_of_failure(self) -> Generator[None]:
+        """The same if it fails."""
+        try:
+            yield
+        except BaseException as error:  # Whatever ends it; raised again.
+            self.failed(error)
+            self.wait()
+            raise
+
+    def given_up(self, outcome: concurrent.futures.Future[Any]) -> None:
+        """Nobody waits any more for who would have told; if it has not, this is why."""
+        error: BaseException | None = concurrent.futures.CancelledError()
+        if not outcome.cancelled():
+            error = outcome.exception()
+        if error is not None:
+            self.failed(error)
+
     def wait(self) -> None:
-        """Waits a moment, after the end, until all listeners have heard of it."""
-        if self._marks:
-            concurrent.futures.wait(self._marks, PATIENCE_SECS)
+        """Waits a moment, after the end, until all listeners have heard of it.
+
+        Not after an interrupt.
+        """
+        concurrent.futures.wait(self._marks, PATIENCE_SECS)
 
     async def wait_on_loop(self) -> None:
         """The same, on any loop."""
@@ -143,12 +172,12 @@ class Report:
         error: BaseException | None = None,
     ) -> None:
         with self._lock:
+            if self._is_over:
+                return
             self._tell(kind, error=error)
-            if not self._is_over:
-                self._marks = [
-                    subscription.mark() for subscription in self._subscriptions
-                ]
             self._is_over = True
+            if error is None or isinstance(error, Exception):
+                self._marks = [each.mark() for each in self._subscriptions]
 
     def _tell(
         self,

@@ -9,7 +9,6 @@ import logging
 import posixpath
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import replace
 from typing import Any
 
 from stowax._commit import RootFacts, abandon, begin, commit, draft_of
@@ -32,6 +31,7 @@ from stowax._operation import (
     Operation,
     OperationPath,
     absolute,
+    reported,
     runtime_of,
     store_of,
 )
@@ -291,12 +291,9 @@ class StagedSave:
     async def _commit_and_tell(self) -> None:
         try:
             await self._commit()
-        except Exception as error:  # Whatever ends it; raised again.
+        except BaseException as error:  # Whatever ends it; raised again.
             self._report.failed(error)
             await self._report.wait_on_loop()
-            raise
-        except BaseException as error:  # Who interrupts it does not want to wait.
-            self._report.failed(error)
             raise
         await self._report.wait_on_loop()
 
@@ -342,13 +339,7 @@ def stage_save(
     if store_of(settings, location).has_directories:
         _check_directory(location)
     reservation = (id(settings.store), location)
-    report = Report(
-        "save",
-        location,
-        in_background=in_background,
-        budget=runtime.staging_budget,
-    )
-    settings = replace(settings, report=report)
+    settings, report = reported("save", location, settings, in_background=in_background)
     is_reserved = runtime.reserve(reservation)
     try:
         if not is_reserved and failure is None:
@@ -371,8 +362,7 @@ def stage_save(
         if is_reserved:
             runtime.free(reservation)
         report.failed(error)
-        if isinstance(error, Exception):
-            report.wait()
+        report.wait()
         raise
     report.staged()
     return StagedSave(
