@@ -128,3 +128,21 @@ def test_many_threads():
     assert budget.taken_bytes == 0
     assert 24 <= budget.peak_bytes <= limit_bytes
     assert max(seen) <= limit_bytes
+
+
+def test_a_gauge_shows_the_most_since_somebody_looks():
+    """What was taken before counts if it is still taken; what is given back stays."""
+    budget = Budget()
+    budget.take(50, limit_bytes=100)
+    budget.take(30, limit_bytes=100)
+    budget.give(30)
+    gauge = budget.gauge()
+
+    assert gauge.peak_bytes == 50
+    budget.take(40, limit_bytes=100)
+    budget.take(40, limit_bytes=100)  # Waits.
+    budget.give(40)
+    assert gauge.peak_bytes == 90
+    assert budget.gauge().peak_bytes == 90
+    budget.give(90)
+    assert (gauge.peak_bytes, budget.gauge().peak_bytes) == (90, 0)

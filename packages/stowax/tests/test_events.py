@@ -479,17 +479,39 @@ def test_operations_side_by_side(tmp_path, heard):
         )
 
 
-def test_the_budget_is_seen():
-    """The memory that copies of NumPy arrays have taken is told."""
-    heard, runtime, store = Heard(), Runtime(), MemoryStore()
+def test_the_budget_is_seen(heard):
+    """What copies of NumPy arrays take of it, now and at most, and what they may."""
+    tree = {f"{i}": np.ones(MIB // 8) for i in range(32)}
+    runtime, store = Runtime(), MemoryStore()
     context = ocp.Context(runtime=runtime, file=ocp.options.FileOptions(store=store))
-
-    with events.subscribe(heard), context:
-        ocp.save_async("/c", {"n": np.ones(MIB)}).result()
+    context.memory.write_concurrent_bytes = 8 * MIB
+    with context:
+        ocp.save_async("/c", tree).result()
+        ocp.save_async("/d", {"w": np.ones(MIB // 8)}).result()
     runtime.close()
 
-    assert [heard.events[0].memory_bytes, heard.events[0].peak_memory_bytes] == [0, 0]
-    assert heard.events[-1].peak_memory_bytes == 8 * MIB
+    published = [event for event in heard.events if event.kind == "published"]
+    assert {event.memory_bytes for event in published} == {0}
+    assert {event.memory_limit_bytes for event in published} == {8 * MIB}
+    assert 4 * MIB <= published[0].peak_memory_bytes <= 8 * MIB
+    assert published[1].peak_memory_bytes == MIB
+
+
+def test_the_default_budget_is_seen(tmp_path, heard):
+    """Where no option sets it, it is known when a save is staged, or a load begins."""
+    runtime = Runtime()
+    with ocp.Context(runtime=runtime):
+        ocp.save_async(tmp_path / "c", {"w": np.ones(MIB)}).result()
+        ocp.load(tmp_path / "c")
+    runtime.close()
+
+    told = {e.kind: e for e in heard.events if e.operation == "save"}
+    assert told["started"].memory_limit_bytes is None
+    assert told["staged"].memory_limit_bytes > 8 * MIB
+    assert told["staged"].peak_memory_bytes == 8 * MIB
+    assert {e.memory_limit_bytes for e in heard.events if e.operation == "load"} == {
+        48 * MIB
+    }
 
 
 def test_nothing_comes_after_the_end(heard):

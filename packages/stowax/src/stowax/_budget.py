@@ -12,6 +12,7 @@ import collections
 import concurrent.futures
 import contextlib
 import threading
+import weakref
 from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
@@ -26,6 +27,13 @@ class Scratch(NamedTuple):
     def hold(self, size_bytes: int) -> contextlib.AbstractAsyncContextManager[None]:
         """Takes bytes for as long as the body runs."""
         return self.budget.hold(size_bytes, limit_bytes=self.limit_bytes)
+
+
+class Gauge:
+    """The most that was taken of a budget at one time, since somebody looks."""
+
+    def __init__(self, taken_bytes: int) -> None:
+        self.peak_bytes = taken_bytes
 
 
 class _Waiter(NamedTuple):
@@ -56,6 +64,7 @@ class Budget:
         self._taken_bytes = 0
         self._peak_bytes = 0
         self._waiting: collections.deque[_Waiter] = collections.deque()
+        self._gauges: weakref.WeakSet[Gauge] = weakref.WeakSet()
 
     @property
     def taken_bytes(self) -> int:
@@ -66,6 +75,13 @@ class Budget:
     def peak_bytes(self) -> int:
         """The most that was ever taken at one time."""
         return self._peak_bytes
+
+    def gauge(self) -> Gauge:
+        """Watches from now on what is taken, as long as somebody holds it."""
+        with self._lock:
+            gauge = Gauge(self._taken_bytes)
+            self._gauges.add(gauge)
+        return gauge
 
     def take(
         self, size_bytes: int, *, limit_bytes: int
@@ -136,5 +152,8 @@ class Budget:
                     self._taken_bytes += size_bytes
                     self._peak_bytes = max(self._peak_bytes, self._taken_bytes)
                     ready.append(granted)
+            if ready:
+                for gauge in self._gauges:
+                    gauge.peak_bytes = max(gauge.peak_bytes, self._taken_bytes)
         for granted in ready:  # Without the lock: whoever is told may ask for more.
             granted.set_result(None)

@@ -35,7 +35,9 @@ class Event:
     memory_bytes: int = 0
     """What all saves, or loads, of this process now take of their memory budget."""
     peak_memory_bytes: int = 0
-    """The most that they took at one time since the process began."""
+    """The most that they took at one time since the operation started."""
+    memory_limit_bytes: int | None = None
+    """What they may take; None: it is not known before a save is staged."""
     leaf: str | None = None
     """Of a `leaf` event the name, as errors name it; `done_bytes` are its own."""
     error: BaseException | None = None

@@ -498,13 +498,14 @@ def reported(
         settings: Those of its Context.
         in_background: Whether the caller goes on meanwhile.
     """
-    runtime = runtime_of(settings)
+    runtime, memory = runtime_of(settings), settings.memory
     is_save = operation == "save"
     report = Report(
         operation,
         location,
         in_background=in_background,
         budget=runtime.staging_budget if is_save else runtime.reading_budget,
+        limit_bytes=memory.staging_bytes if is_save else memory.reading_bytes,
     )
     return replace(settings, report=report), report
 

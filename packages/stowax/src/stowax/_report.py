@@ -43,6 +43,7 @@ class Report:
         path: Of the checkpoint.
         in_background: Whether the caller goes on meanwhile.
         budget: The memory that it shares with others of its kind.
+        limit_bytes: What they may take of it; None: that is not known yet.
     """
 
     def __init__(
@@ -52,11 +53,14 @@ class Report:
         *,
         in_background: bool,
         budget: Budget,
+        limit_bytes: int | None = None,
     ) -> None:
         self._operation: Literal["save", "load"] = operation
         self._path = path
         self._in_background = in_background
         self._budget = budget
+        self._gauge = budget.gauge()
+        self._limit_bytes = limit_bytes
         self._id = next(_SERIAL)
         self._started_secs = time.monotonic()
         self._subscriptions = subscribed()
@@ -86,6 +90,10 @@ class Report:
         """So many more bytes of arrays will be moved."""
         with self._lock:
             self._total_bytes += size_bytes
+
+    def may_take(self, limit_bytes: int) -> None:
+        """So much memory all operations of the kind may take together."""
+        self._limit_bytes = limit_bytes
 
     def begin_again(self) -> None:
         """What was expected, and has not been moved, is not expected any more."""
@@ -201,7 +209,8 @@ class Report:
                 total_bytes=self._total_bytes,
                 file_bytes=self._file_bytes,
                 memory_bytes=self._budget.taken_bytes,
-                peak_memory_bytes=self._budget.peak_bytes,
+                peak_memory_bytes=self._gauge.peak_bytes,
+                memory_limit_bytes=self._limit_bytes,
                 leaf=leaf,
                 error=error,
             )

@@ -58,7 +58,8 @@ class Staging:
         """
         self._fetch = fetch
         self._budget = budget
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
+        """What all saves together may take."""
         self._batches = _batches(plan, sizes_bytes, limit_bytes)
         self._batch_of_file = {f: b for b in self._batches for f in b.files}
         self._lock = threading.Lock()
@@ -128,7 +129,7 @@ class Staging:
     async def _stage(self, batch: _Batch) -> None:
         size_bytes = batch.size_bytes
         if size_bytes:
-            await self._budget.wait_for(size_bytes, limit_bytes=self._limit_bytes)
+            await self._budget.wait_for(size_bytes, limit_bytes=self.limit_bytes)
         with self._lock:
             is_over = self._is_closed
             self._taken_bytes += 0 if is_over else size_bytes

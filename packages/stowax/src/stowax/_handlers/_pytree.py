@@ -108,8 +108,9 @@ class PyTreeHandler(OwnHandler):
                 ),
                 known=runtime.layouts,
             )
-            if operation.report is not None:
-                operation.report.expect(staged.layout.plan.array_bytes)
+            if (report := operation.report) is not None:
+                report.expect(staged.layout.plan.array_bytes)
+                report.may_take(staged.staging.limit_bytes)
             # Before anything is staged: a filter of warnings may raise it.
             _warn_narrowed("Context.array.saving", staged.layout.narrowed)
             await staged.staging.stage_first()
