@@ -312,6 +312,49 @@ def test_a_save_that_fails_in_the_background(heard):
     assert isinstance(heard.events[-1].error, OSError)
 
 
+@pytest.mark.parametrize("leaves", [None, "n"])
+def test_a_verification(tmp_path, heard, leaves):
+    """It tells of the bytes of files, whether of all or of some."""
+    ocp.save_checkpointables(tmp_path / "c", {"a": state(), "blob": Blob()})
+    heard.events.clear()
+
+    report = ocp.verify(tmp_path / "c", leaves=leaves)
+
+    assert heard.kinds == ["started", "verified"]
+    assert heard.progress_count
+    assert {event.operation for event in heard.events} == {"verify"}
+    assert heard.events[-1].done_bytes == report.checked_bytes
+    assert heard.events[-1].total_bytes == report.checked_bytes
+
+
+def test_a_verification_that_finds_damage(tmp_path, heard):
+    """It has failed, with the error that has all damage."""
+    ocp.save(tmp_path / "c", state())
+    file = tmp_path / "c/state/d/data-0"
+    file.write_bytes(b"?" + file.read_bytes()[1:])
+    heard.events.clear()
+
+    with pytest.raises(ocp.errors.DamageError) as caught:
+        ocp.verify(tmp_path / "c")
+
+    assert heard.kinds == ["started", "failed"]
+    assert heard.events[-1].error is caught.value
+
+
+class Blob:
+    """Writes a file of its own."""
+
+    async def save(self, directory):
+        async def write():
+            path = await directory.await_creation()
+            (path / "blob").write_bytes(bytes(5 * MIB))
+
+        return write()
+
+    async def load(self, directory):
+        raise NotImplementedError
+
+
 def test_a_load_that_fails(tmp_path, heard):
     """Whatever is wrong, also if there is nothing at all."""
     with pytest.raises(ocp.errors.CheckpointNotFoundError) as caught:

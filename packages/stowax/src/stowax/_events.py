@@ -5,15 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+Verb = Literal["save", "load", "verify"]
+"""What listeners hear of."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One thing that happened."""
 
     kind: Literal[
-        "started", "staged", "progress", "leaf", "published", "loaded", "failed"
+        "started",
+        "staged",
+        "progress",
+        "leaf",
+        "published",
+        "loaded",
+        "verified",
+        "failed",
     ]
-    operation: Literal["save", "load"]
+    operation: Verb
     id: int
     """Tells the operations of a process apart, also two on the same path."""
     path: str
@@ -23,7 +33,10 @@ class Event:
     elapsed_secs: float
     """Since the operation started."""
     done_bytes: int = 0
-    """Of arrays, before compression, written or read so far by this process."""
+    """Of arrays, before compression, written or read so far by this process.
+
+    Of a verification: of files, compared so far.
+    """
     total_bytes: int = 0
     """What there will be, as far as known: of a save when it is staged."""
     file_bytes: int = 0
@@ -44,5 +57,5 @@ class Event:
     """Why it failed."""
 
 
-ENDS: Final = frozenset({"published", "loaded", "failed"})
+ENDS: Final = frozenset({"published", "loaded", "verified", "failed"})
 """What the last event of an operation is."""

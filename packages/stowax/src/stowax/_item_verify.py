@@ -27,6 +27,7 @@ from stowax._digest import PIECE_BYTES, digest_file
 from stowax._formats._stowax import MANIFEST, check_leaves
 from stowax._manifest import ChunkTable, Digest, LeafEntry
 from stowax._plan._spans import FileCheck, Span, plan_checks, runs
+from stowax._report import Report
 from stowax._runtime import on_worker
 from stowax._stores._base import Store, join, read_bytes, walk
 from stowax._tasks import run_all
@@ -61,6 +62,8 @@ class Comparison:
     root: str
     """The path of the checkpoint."""
     scratch: Scratch
+    report: Report | None = None
+    """Hears how far it is."""
     damages: list[Damage] = field(default_factory=list[Damage])
     vouched: set[str] = field(default_factory=set[str])
     """Every file that a record names."""
@@ -122,7 +125,8 @@ class Comparison:
         except (OSError, CorruptCheckpointError) as error:
             self.note(name, f"{_unreadable(error)}; {lost}")
             return None
-        self.checked_bytes += len(data)
+        self._expect(len(data))
+        self._count(len(data))
 
         def check() -> T:
             if expected is not None:
@@ -137,6 +141,7 @@ class Comparison:
 
     async def check_files(self, digests: Mapping[str, Digest]) -> None:
         """Compares whole files, of any size, with their digests."""
+        self._expect(sum(expected.size_bytes for expected in digests.values()))
         slots = asyncio.Semaphore(_CONCURRENT_READS)
 
         async def check(name: str, expected: Digest) -> None:
@@ -160,7 +165,7 @@ class Comparison:
         except (OSError, CorruptCheckpointError) as error:
             self.note(name, _unreadable(error))
             return
-        self.checked_bytes += found.size_bytes
+        self._count(found.size_bytes)
         if found != expected:
             self.note(name, _DIFFERS)
 
@@ -209,6 +214,7 @@ class Comparison:
                 file = await self._open(name, check, root.leaves)
                 if file is not None:
                     files.append(file)
+                    self._expect(check.compared_bytes)
         pieces = (
             (file, spans)
             for file in files
@@ -290,7 +296,17 @@ class Comparison:
             return
         for span in await on_worker(file.wrong, spans, buffer):
             self._note_spans(file, [span], _WRONG[span.kind])
-        self.checked_bytes += sum(s.end_bytes - s.begin_bytes for s in spans)
+        self._count(sum(s.end_bytes - s.begin_bytes for s in spans))
+
+    def _expect(self, size_bytes: int) -> None:
+        """So many more bytes will be compared, if they are there."""
+        if self.report is not None:
+            self.report.expect(size_bytes)
+
+    def _count(self, size_bytes: int) -> None:
+        self.checked_bytes += size_bytes
+        if self.report is not None:
+            self.report.moved(size_bytes)
 
     def _note_spans(self, file: _DataFile, spans: Iterable[Span], what: str) -> None:
         """Keeps a damage of each span; of gaps only if there is nothing else."""

@@ -19,13 +19,14 @@ import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Generic, Literal, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from etils import epath
 
 from stowax import errors
 from stowax._budget import Scratch
 from stowax._context import Settings
+from stowax._events import Verb
 from stowax._formats._stowax import MANIFEST, PART_PREFIX, PROCESS_PREFIX
 from stowax._manifest import Digest
 from stowax._processes import Processes
@@ -484,7 +485,7 @@ def runtime_of(settings: Settings) -> Runtime:
 
 
 def reported(
-    operation: Literal["save", "load"],
+    operation: Verb,
     location: str,
     settings: Settings,
     *,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import jax
 
 from stowax._budget import Budget
-from stowax._events import Event
+from stowax._events import Event, Verb
 from stowax._listeners import PATIENCE_SECS, subscribed
 from stowax._stores._base import Store, byte_view
 
@@ -31,6 +31,12 @@ _LOGGER = logging.getLogger("stowax")
 
 _STEP_COUNT = 200
 """Of one operation no more than so many events tell of progress."""
+
+_ENDS: dict[Verb, Literal["published", "loaded", "verified"]] = {
+    "save": "published",
+    "load": "loaded",
+    "verify": "verified",
+}
 
 _SERIAL = itertools.count()
 
@@ -48,14 +54,14 @@ class Report:
 
     def __init__(
         self,
-        operation: Literal["save", "load"],
+        operation: Verb,
         path: str,
         *,
         in_background: bool,
         budget: Budget,
         limit_bytes: int | None = None,
     ) -> None:
-        self._operation: Literal["save", "load"] = operation
+        self._operation: Verb = operation
         self._path = path
         self._in_background = in_background
         self._budget = budget
@@ -129,7 +135,7 @@ class Report:
 
     def succeeded(self) -> None:
         """It is done, and nothing comes after."""
-        self._end("published" if self._operation == "save" else "loaded")
+        self._end(_ENDS[self._operation])
 
     def failed(self, error: BaseException) -> None:
         """It is over, for this reason."""
@@ -176,7 +182,7 @@ class Report:
 
     def _end(
         self,
-        kind: Literal["published", "loaded", "failed"],
+        kind: Literal["published", "loaded", "verified", "failed"],
         error: BaseException | None = None,
     ) -> None:
         with self._lock:
@@ -309,6 +315,8 @@ _FAMILIES = {"save": "write", "load": "read"}
 
 def _tell_jax(event: Event) -> None:
     """The same for `jax.monitoring`, by the names that Orbax's dashboards know."""
+    if event.operation not in _FAMILIES:
+        return
     family = f"/jax/orbax/{_FAMILIES[event.operation]}"
     timed = f"{family}/async" if event.in_background else family
     monitoring = jax.monitoring

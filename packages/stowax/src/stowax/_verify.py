@@ -17,7 +17,14 @@ from stowax._item_verify import Comparison
 from stowax._load_leaf import find_leaf
 from stowax._manifest import Digest
 from stowax._opened import AUTO, again_if_replaced, item_kinds, not_found, tree_name
-from stowax._operation import Operation, absolute, drive_in_time, entering, in_place
+from stowax._operation import (
+    Operation,
+    absolute,
+    drive_in_time,
+    entering,
+    in_place,
+    reported,
+)
 from stowax._runtime import on_worker
 from stowax._stores._base import Store, join, read_bytes, resolve
 from stowax.errors import (
@@ -99,6 +106,8 @@ def verify(
             "`verify` for each of them"
         )
 
+    settings, told = reported("verify", location, settings, in_background=False)
+
     async def attempt() -> VerifyReport:
         operation = in_place(location, settings)
         opened = await operation.submit(_open(operation.store, location))
@@ -115,7 +124,8 @@ def verify(
     async def read() -> VerifyReport:
         return await again_if_replaced(location, settings, attempt)
 
-    return drive_in_time(read, settings, f"verification of {location}")
+    with told.telling():
+        return drive_in_time(read, settings, f"verification of {location}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +228,9 @@ async def _compare(
         LeafNotFoundError: The tree has no such leaf.
         OSError: Something cannot be read, for reasons that are not damage.
     """
-    comparison = Comparison(operation.store, opened.path, operation.reading)
+    comparison = Comparison(
+        operation.store, opened.path, operation.reading, operation.report
+    )
     manifests: dict[str, Digest | None] = dict.fromkeys(opened.manifests)
     seal = None if opened.is_tree else await _read_seal(comparison)
     if seal is not None:

@@ -1,7 +1,8 @@
 """What saves and loads do, told while they do it: for progress bars, logs, dashboards.
 
-Whoever subscribes hears of every save and load of this process that begins afterwards,
-on any thread.  Of one operation events come one after the other, in this order:
+Whoever subscribes hears of every save, load and `verify` of this process that begins
+afterwards, on any thread.  Of one operation events come one after the other, in this
+order:
 
     started     the call was made
     staged      a save only: the values are safe, so `save_async` returns
@@ -12,6 +13,7 @@ and the last one is one of these:
 
     published   a save is there for everybody, and durable
     loaded      the result of a load is complete
+    verified    every byte that was compared is as it was saved
     failed      or it failed, or was given up
 
 Example:

@@ -62,6 +62,14 @@ class FileCheck:
     is_whole: bool
     """Whether these are all, and what lies between them is compared, too."""
 
+    @property
+    def compared_bytes(self) -> int:
+        """The length of all spans."""
+        if self.is_whole:
+            return self.size_bytes
+        payload_bytes = int(self.table.length_bytes[self.rows].sum())
+        return payload_bytes + TRAILER_BYTES * len(self.rows)
+
     def spans(self) -> Iterator[Span]:
         """What is to be compared, in order of its place."""
         at_bytes = row = 0
