@@ -4,7 +4,6 @@ import asyncio
 import logging
 import threading
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from orbax.checkpoint import v1 as orbax
 from orbax_options import orbax_context
+from sample_trees import sharded_arrays
 
 import stowax as ocp
 from stowax import _operation, events
 from stowax._budget import Budget
 from stowax._report import Report
-from stowax._runtime import Runtime
+from stowax._runtime import Runtime, default_runtime
 from stowax._stores._local import LocalStore
-from stowax.testing import MemoryStore, RecordingStore
+from stowax.testing import MemoryStore, RecordingStore, SimulatedCluster
 from stowax.training import Checkpointer
 
 MIB = 1 << 20
@@ -236,9 +236,22 @@ def test_bytes_of_files(tmp_path, heard):
     assert heard.events[-1].file_bytes == read
 
 
+def report_of(operation):
+    """What tells of an operation that has begun."""
+    runtime = default_runtime()
+    return Report(
+        operation,
+        "/c",
+        in_background=False,
+        processes=runtime.processes,
+        now_nsecs=runtime.now_nsecs,
+        budget=Budget(),
+    )
+
+
 def test_a_load_that_begins_again(tmp_path, heard):
     """Of a checkpoint that was replaced meanwhile bytes are told once, in the end."""
-    report = Report("load", "/c", in_background=False, budget=Budget())
+    report = report_of("load")
     report.expect(100)
     report.moved(30)
     report.begin_again()
@@ -464,23 +477,6 @@ def test_a_listener_that_fails(tmp_path, heard, caplog):
     assert ocp.load(tmp_path / "c")["step"] == 7
 
 
-def test_a_listener_of_jax_that_fails(tmp_path, caplog):
-    """It breaks no save either."""
-
-    def broken(name, **_):
-        raise ZeroDivisionError
-
-    jax.monitoring.register_event_listener(broken)
-    try:
-        with caplog.at_level(logging.ERROR, "stowax"):
-            ocp.save(tmp_path / "c", {"w": np.arange(3)})
-    finally:
-        jax.monitoring.clear_event_listeners()
-
-    assert len(caplog.records) == 1
-    assert ocp.load(tmp_path / "c")["w"].tolist() == [0, 1, 2]
-
-
 def test_the_end_of_a_subscription(tmp_path):
     """What begins afterwards is not heard of; what is under way, to its end."""
     heard = Heard()
@@ -557,53 +553,33 @@ def test_the_default_budget_is_seen(tmp_path, heard):
     }
 
 
+def test_each_process_tells_what_it_does():
+    """Of a save by several, each has events of its own, and of its own bytes."""
+    store, heard = MemoryStore(), Heard()
+    array = sharded_arrays()["rows"]
+    with SimulatedCluster(2) as cluster, events.subscribe(heard, leaves=True):
+
+        def save(index):
+            options = ocp.options.FileOptions(store=store)
+            with ocp.Context(file=options, runtime=cluster.runtimes[index]):
+                ocp.save("/c", {"w": array})
+
+        cluster.run(save)
+
+    for index in range(2):
+        told = [e for e in heard.events if e.process_index == index]
+        kinds = [e.kind for e in told if e.kind != "progress"]
+        assert kinds == ["started", "staged", "leaf", "published"]
+        assert len({e.id for e in told}) == 1
+        assert told[-1].total_bytes == told[-1].done_bytes == array.nbytes // 2
+
+
 def test_nothing_comes_after_the_end(heard):
     """What goes wrong with a callback does not take back what was published."""
-    report = Report("save", "/c", in_background=False, budget=Budget())
+    report = report_of("save")
     report.succeeded()
     report.failed(KeyboardInterrupt())
     report.leaf("w", 1)
     report.wait()
 
     assert heard.kinds == ["started", "published"]
-
-
-def test_jax_monitoring(tmp_path):
-    """Without any listener of ours, dashboards of Orbax hear what they know."""
-    names = []
-    register = jax.monitoring.register_event_listener
-    register(lambda name, **_: names.append(name))
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, secs, **_: names.append(name)
-    )
-    jax.monitoring.register_scalar_listener(lambda name, value, **_: names.append(name))
-    try:
-        ocp.save(tmp_path / "c", {"w": 1})
-        ocp.save_async(tmp_path / "d", {"w": 1}).result()
-        ocp.load(tmp_path / "c")
-        with pytest.raises(ocp.errors.CheckpointNotFoundError):
-            ocp.load(tmp_path / "e")
-    finally:
-        jax.monitoring.clear_event_listeners()
-
-    assert [name for name in names if "/orbax/" in name or "/checkpoint/" in name] == [
-        "/jax/orbax/write/start",
-        "/jax/orbax/write/blocking_duration_secs",
-        "/jax/orbax/write/success",
-        "/jax/orbax/write/total_duration_secs",
-        "/jax/orbax/write/gbytes",
-        "/jax/orbax/write/gbytes_per_sec",
-        "/jax/orbax/write/async/start",
-        "/jax/orbax/write/async/blocking_duration_secs",
-        "/jax/orbax/write/success",
-        "/jax/orbax/write/async/total_duration_secs",
-        "/jax/orbax/write/gbytes",
-        "/jax/orbax/write/gbytes_per_sec",
-        "/jax/orbax/read/start",
-        "/jax/orbax/read/success",
-        "/jax/orbax/read/total_duration_secs",
-        "/jax/checkpoint/read/gbytes",
-        "/jax/checkpoint/read/gbytes_per_sec",
-        "/jax/orbax/read/start",
-        "/jax/orbax/read/failure",
-    ]

@@ -44,6 +44,7 @@ LAYERS = {
     "_leaves._base": 2,
     "_listeners": 2,
     "_memory": 2,
+    "_monitoring": 2,
     "_processes": 2,
     "_recent": 2,
     "_report": 2,

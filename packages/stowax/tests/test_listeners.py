@@ -49,6 +49,8 @@ def event(kind, number=1, **facts):
         id=number,
         path="/c",
         in_background=False,
+        process_index=0,
+        time_nsecs=0,
         elapsed_secs=0,
         **facts,
     )

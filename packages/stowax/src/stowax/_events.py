@@ -30,8 +30,12 @@ class Event:
     """Of the checkpoint, absolute."""
     in_background: bool
     """Whether the caller went on meanwhile: `save_async`, `load_async`."""
+    process_index: int
+    """Which process of the run tells it; each tells what it does itself."""
+    time_nsecs: int
+    """When it happened, in nanoseconds since the epoch."""
     elapsed_secs: float
-    """Since the operation started."""
+    """Since the operation started, by a clock that nobody sets."""
     done_bytes: int = 0
     """Of arrays, before compression, written or read so far by this process.
 

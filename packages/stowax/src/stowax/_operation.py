@@ -505,6 +505,8 @@ def reported(
         operation,
         location,
         in_background=in_background,
+        processes=runtime.processes,
+        now_nsecs=runtime.now_nsecs,
         budget=runtime.staging_budget if is_save else runtime.reading_budget,
         limit_bytes=memory.staging_bytes if is_save else memory.reading_bytes,
     )

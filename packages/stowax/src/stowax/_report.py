@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import jax
-
 from stowax._budget import Budget
 from stowax._events import Event, Verb
 from stowax._listeners import PATIENCE_SECS, subscribed
+from stowax._monitoring import tell_jax
+from stowax._processes import Processes
 from stowax._stores._base import Store, byte_view
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Report:
         operation: What it is.
         path: Of the checkpoint.
         in_background: Whether the caller goes on meanwhile.
+        processes: Which one this is.
+        now_nsecs: The time, since the epoch.
         budget: The memory that it shares with others of its kind.
         limit_bytes: What they may take of it; None: that is not known yet.
     """
@@ -58,12 +60,17 @@ class Report:
         path: str,
         *,
         in_background: bool,
+        processes: Processes,
+        now_nsecs: Callable[[], int],
         budget: Budget,
         limit_bytes: int | None = None,
     ) -> None:
         self._operation: Verb = operation
         self._path = path
         self._in_background = in_background
+        self._process_index = processes.index
+        self._is_primary = processes.is_primary
+        self._now_nsecs = now_nsecs
         self._budget = budget
         self._gauge = budget.gauge()
         self._limit_bytes = limit_bytes
@@ -210,6 +217,8 @@ class Report:
                 id=self._id,
                 path=self._path,
                 in_background=self._in_background,
+                process_index=self._process_index,
+                time_nsecs=self._now_nsecs(),
                 elapsed_secs=time.monotonic() - self._started_secs,
                 done_bytes=self._done_bytes if size_bytes is None else size_bytes,
                 total_bytes=self._total_bytes,
@@ -225,7 +234,7 @@ class Report:
                     subscription.post(event)
             if self._does_jax_hear:
                 try:
-                    _tell_jax(event)
+                    tell_jax(event, is_primary=self._is_primary)
                 except Exception:  # What listens there is code of others.
                     self._does_jax_hear = False
                     _LOGGER.exception(
@@ -308,34 +317,3 @@ class _Watched:
             yield piece
             # Who asks for the next piece has done with this one.
             self._report.wrote(size_bytes)
-
-
-_FAMILIES = {"save": "write", "load": "read"}
-
-
-def _tell_jax(event: Event) -> None:
-    """The same for `jax.monitoring`, by the names that Orbax's dashboards know."""
-    if event.operation not in _FAMILIES:
-        return
-    family = f"/jax/orbax/{_FAMILIES[event.operation]}"
-    timed = f"{family}/async" if event.in_background else family
-    monitoring = jax.monitoring
-    if event.kind == "started":
-        monitoring.record_event(f"{timed}/start")
-    elif event.kind == "staged":
-        monitoring.record_event_duration_secs(
-            f"{timed}/blocking_duration_secs", event.elapsed_secs
-        )
-    elif event.kind == "failed":
-        monitoring.record_event(f"{family}/failure")
-    elif event.kind in ("published", "loaded"):
-        gbytes = event.total_bytes / (1 << 30)
-        sizes = family if event.operation == "save" else "/jax/checkpoint/read"
-        monitoring.record_event(f"{family}/success")
-        monitoring.record_event_duration_secs(
-            f"{timed}/total_duration_secs", event.elapsed_secs
-        )
-        monitoring.record_scalar(f"{sizes}/gbytes", gbytes)
-        monitoring.record_scalar(
-            f"{sizes}/gbytes_per_sec", gbytes / max(event.elapsed_secs, 1e-9)
-        )
