@@ -556,7 +556,12 @@ def _tell(arrived: Arrived | None, chunks: Sequence[ChunkRead]) -> None:
     """Tells of whole chunks what of them was wanted."""
     if arrived is not None:
         uses = [use for chunk in chunks for use in chunk.uses]
-        arrived([(r.leaf, common.size * r.out.itemsize) for r, common in uses])
+        arrived(
+            [
+                (r.leaf, r.out.nbytes if box is r.box else box.size * r.out.itemsize)
+                for r, box in uses
+            ]
+        )
 
 
 def _zero(view: np.ndarray) -> None:

@@ -144,8 +144,8 @@ def subscribe(listener: Listener, *, leaves: bool = False) -> Subscription:
 
     Args:
         listener: See `Listener`.
-        leaves: Whether it hears of every leaf, too. That costs some microseconds for
-            each of them.
+        leaves: Whether it hears of every leaf, too. That costs some 15 microseconds
+            for each of them.
 
     Returns:
         What ends it: `close()`, or the end of a `with` block.

@@ -273,16 +273,15 @@ class Tally:
         """Takes off what has come, in parts as above; returns how much that was."""
         sum_bytes = 0
         done: list[int] = []
+        rest = self._rest_bytes
         with self._lock:
             for leaf, size_bytes in parts:
                 sum_bytes += size_bytes
-                rest_bytes = self._rest_bytes[leaf] = (
-                    self._rest_bytes[leaf] - size_bytes
-                )
+                rest[leaf] = rest_bytes = rest[leaf] - size_bytes
                 if not rest_bytes:
                     done.append(leaf)
             for leaf in done:
-                del self._rest_bytes[leaf]
+                del rest[leaf]
         for leaf in done:
             self._report.leaf(self._name_of(leaf), self._sizes_bytes[leaf])
         return sum_bytes
