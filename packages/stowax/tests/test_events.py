@@ -142,7 +142,8 @@ def test_all_bytes_of_any_array(data):
             sizes[f"{i}"] = tree[f"{i}"].nbytes
     context = ocp.Context(file=ocp.options.FileOptions(store=MemoryStore()))
     saving = context.array.saving
-    saving.use_compression = data.draw(st.booleans())
+    codecs = st.sampled_from(["none", "zstd", "blosc", "auto"])
+    saving.storage_options.compression = data.draw(codecs)
     saving.storage_options.chunk_byte_size = data.draw(st.sampled_from([None, 64, 999]))
     saving.ocdbt_target_data_file_size = data.draw(st.sampled_from([None, 2000]))
     context.memory.write_concurrent_bytes = data.draw(st.sampled_from([None, 5000]))
