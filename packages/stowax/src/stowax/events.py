@@ -6,7 +6,7 @@ order:
 
     started     the call was made
     staged      a save only: the values are safe, so `save_async` returns
-    progress    more bytes were written or read, now and then; perhaps before `staged`
+    progress    more bytes were written or read, now and then
     leaf        one leaf was written, durably, or read and verified; on request
 
 and the last one is one of these:
@@ -15,6 +15,9 @@ and the last one is one of these:
     loaded      the result of a load is complete
     verified    every byte that was compared is as it was saved
     failed      or it failed, or was given up
+
+Writing begins as soon as there is something staged, so progress and leaves may come
+before `staged`.
 
 Example:
     >>> import stowax
