@@ -56,6 +56,7 @@ LAYERS = {
     "_codecs": 3,
     "_plan": 3,
     # movers
+    "_chunk_index": 4,
     "_database_index": 4,
     "_database_source": 4,
     "_digest": 4,

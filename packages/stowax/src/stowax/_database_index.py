@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import final
 
 from stowax._box import Box, chunks_in
+from stowax._chunk_index import ChunkRead
 from stowax._codecs._ocdbt import Reference
 from stowax._codecs._zarr import dtype_from_name
 from stowax._codecs._zarr_storage import ArrayStorage, ChunkCodec, Shard, ShardCodec
-from stowax._engine_read import ChunkRead
 from stowax._formats._base import ReadRequest
 from stowax._keypath import array_prefix
 from stowax._manifest import LeafEntry

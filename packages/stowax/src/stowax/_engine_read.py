@@ -10,23 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import itertools
-import math
 import operator
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from stowax._box import Box, chunks_in, grid_counts, ordinal_of
+from stowax._box import Box, chunks_in
 from stowax._budget import Scratch
-from stowax._codecs._checksum import BLOCK_BYTES, crc32c, verify_blocks
-from stowax._codecs._compression import CODECS
-from stowax._codecs._zarr import dtype_from_name
+from stowax._chunk_index import ChunkIndex, ChunkRead, Decoder, TableIndex
+from stowax._codecs._checksum import crc32c, verify_blocks
 from stowax._formats._base import Arrived, ReadRequest
-from stowax._manifest import ChunkTable, LeafEntry, Manifest
+from stowax._manifest import Manifest
 from stowax._mapped import map_file
 from stowax._plan._blocks import boxes_of_run, needed_blocks
 from stowax._runtime import on_worker
@@ -46,64 +40,6 @@ _PIECE_BYTES = 4 << 20
 """What is read at once: small enough to stay in the cache until it is summed."""
 
 _CONCURRENT_READS = 4
-
-
-class Decoder(Protocol):
-    """Makes the elements of a chunk out of its payload."""
-
-    def decode_into(self, stored: memoryview, out: memoryview) -> None:
-        """Fills `out`.
-
-        Raises:
-            ValueError: `stored` is no payload of that length.
-        """
-        ...
-
-
-@dataclass(slots=True)
-class ChunkRead:
-    """One stored chunk and everything that is wanted of it."""
-
-    entry: LeafEntry
-    box: Box
-    file: str
-    offset_bytes: int
-    length_bytes: int
-    decoder: Decoder | None
-    """None: the payload is the elements."""
-    sums: Sequence[int] | None
-    """Running checksums of the payload; None where the format has no such thing."""
-    block_bytes: int = BLOCK_BYTES
-    """Of the payload, between two of them: the least that is verified alone."""
-    payload: bytes | None = None
-    """What stands there, if it came with the index and need not be read."""
-    uses: list[tuple[ReadRequest, Box]] = field(default_factory=list)
-
-    @property
-    def end_bytes(self) -> int:
-        """Where its payload ends in the file."""
-        return self.offset_bytes + self.length_bytes
-
-    @property
-    def work_bytes(self) -> int:
-        """What passes through the worker that reads it: zeros are stored in nothing."""
-        if self.decoder is None:
-            return self.length_bytes
-        return max(self.length_bytes, _shape_of(self).size_bytes)
-
-
-class ChunkIndex(Protocol):
-    """Says where the chunks of an item lie."""
-
-    def locate(
-        self, leaf: int, grid_index: tuple[int, ...], box: Box
-    ) -> ChunkRead | None:
-        """The place of a chunk, not used by anybody yet; None: it is all zeros.
-
-        Raises:
-            CorruptCheckpointError: There is no such chunk, or it makes no sense.
-        """
-        ...
 
 
 class ChunkSource:
@@ -130,7 +66,7 @@ class ChunkSource:
         self._directory = directory
         self._leaves = manifest.leaves
         self._verify = verify
-        self._index = index or _TableIndex(directory, manifest)
+        self._index = index or TableIndex(directory, manifest)
 
     async def read(
         self,
@@ -221,7 +157,7 @@ class ChunkSource:
         if chunk.decoder is not None:
             elements = direct
             if elements is None:
-                elements = allocate((_shape_of(chunk).size_bytes,), np.dtype(np.uint8))
+                elements = allocate((chunk.whole.size_bytes,), np.dtype(np.uint8))
             _decode(path, chunk, chunk.decoder, payload, elements)
             payload = elements
         elif direct is not None:
@@ -234,7 +170,7 @@ class ChunkSource:
     ) -> None:
         direct = _direct_memory(chunk)
         if chunk.decoder is not None:
-            elements_bytes = 0 if direct is not None else _shape_of(chunk).size_bytes
+            elements_bytes = 0 if direct is not None else chunk.whole.size_bytes
             async with scratch.hold(chunk.length_bytes + elements_bytes):
                 payload = allocate((chunk.length_bytes,), np.dtype(np.uint8))
                 await self._fill(path, [chunk], chunk.offset_bytes, payload)
@@ -340,95 +276,6 @@ class ChunkSource:
             )
 
 
-_Row = tuple[str, int, int, Sequence[int], int]
-"""File, offset, length, sums, and the length of a block."""
-
-
-class _TableIndex:
-    """The chunk tables of a manifest."""
-
-    def __init__(self, directory: str, manifest: Manifest) -> None:
-        if manifest.chunks is None:
-            raise ValueError("the manifest has no chunk tables")
-        self._directory = directory
-        self._leaves = manifest.leaves
-        self._tables = manifest.chunks
-
-    @functools.cached_property
-    def _rows(self) -> dict[tuple[int, int], _Row]:
-        """What the tables say, by leaf and chunk.
-
-        Made for the first read, on its worker.
-        """
-        rows: dict[tuple[int, int], _Row] = {}
-        for table in self._tables:
-            rows.update(_rows_of(table))
-        return rows
-
-    def locate(self, leaf: int, grid_index: tuple[int, ...], box: Box) -> ChunkRead:
-        entry = self._leaves[leaf]
-        form = entry.form
-        ordinal = 0
-        if any(grid_index):
-            counts = grid_counts(form.shape, form.chunk_shape)
-            ordinal = ordinal_of(grid_index, counts)
-        row = self._rows.get((leaf, ordinal))
-        if row is None:
-            raise CorruptCheckpointError(
-                f"{self._directory}: chunk {box} of leaf {entry.name!r} is not in the "
-                "manifest"
-            )
-        file, offset_bytes, length_bytes, sums, block_bytes = row
-        decoder = None if form.codec is None else CODECS[form.codec]
-        chunk = ChunkRead(
-            *(entry, box, file, offset_bytes, length_bytes, decoder, sums, block_bytes)
-        )
-        if decoder is None and length_bytes != _shape_of(chunk).size_bytes:
-            raise CorruptCheckpointError(
-                f"{self._directory}: chunk {box} of leaf {entry.name!r} has "
-                f"{length_bytes} bytes in the manifest; {_shape_of(chunk).size_bytes} "
-                "expected"
-            )
-        return chunk
-
-
-def _rows_of(
-    table: ChunkTable,
-) -> Iterator[tuple[tuple[int, int], _Row]]:
-    sums, ends = table.sums.tolist(), table.sum_ends.tolist()
-    for leaf, chunk, file, offset, length, start, end in zip(
-        table.leaf.tolist(),
-        table.chunk.tolist(),
-        table.file.tolist(),
-        table.offset_bytes.tolist(),
-        table.length_bytes.tolist(),
-        itertools.chain([0], ends),
-        ends,
-        strict=False,
-    ):
-        row = table.files[file], offset, length, sums[start:end], table.block_bytes
-        yield (leaf, chunk), row
-
-
-class _ChunkShape(NamedTuple):
-    """What a whole chunk of a form is, before it was compressed."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    size_bytes: int
-
-
-@functools.lru_cache(maxsize=4096)
-def _chunk_shape(dtype_name: str, shape: tuple[int, ...]) -> _ChunkShape:
-    dtype = dtype_from_name(dtype_name)
-    return _ChunkShape(dtype, shape, math.prod(shape) * dtype.itemsize)
-
-
-def _shape_of(chunk: ChunkRead) -> _ChunkShape:
-    form = chunk.entry.form
-    return _chunk_shape(form.dtype or "", form.chunk_shape)
-
-
 def _decode(
     path: str,
     chunk: ChunkRead,
@@ -506,8 +353,8 @@ def _pieces(chunk: ChunkRead) -> Iterator[tuple[int, int]]:
     """Begin and end of pieces of whole blocks that hold all that is wanted."""
     origin = chunk.box.start
     boxes = [_moved(common, origin) for _, common in chunk.uses]
-    _, shape, _ = _shape_of(chunk)
-    itemsize = _shape_of(chunk).dtype.itemsize
+    _, shape, _ = chunk.whole
+    itemsize = chunk.whole.dtype.itemsize
     step = chunk.block_bytes
     for run in needed_blocks(boxes, shape, itemsize, step):
         end = min(run.stop * step, chunk.length_bytes)
@@ -529,7 +376,7 @@ def _copy_out(
         Leaves, by position, and how many bytes of each were copied.
     """
     copied: list[tuple[int, int]] = []
-    dtype, shape, _ = _shape_of(chunk)
+    dtype, shape, _ = chunk.whole
     elements = piece.view(dtype)
     first = begin_bytes // dtype.itemsize
     origin = chunk.box.start
