@@ -84,6 +84,34 @@ def test_a_load_reads_every_byte_once():
     assert calls["read_into"] <= 12
 
 
+def test_small_leaves_far_apart():
+    """What lies between two of them is not read."""
+    store = RecordingStore(MemoryStore())
+    counted(store, lambda: stowax.save("/c", small_leaves(2000)))
+    target = dict.fromkeys(small_leaves(2000), stowax.PLACEHOLDER)
+    target |= {"0": np.ndarray, "1500": np.ndarray}
+
+    _, data_bytes = counted(store, lambda: stowax.load("/c", target))
+
+    assert data_bytes == 2 * 1024
+
+
+def test_what_is_compressed_to_little_is_shared_out():
+    """Small chunks that decode to many MiB are read for several workers."""
+    store = RecordingStore(MemoryStore())
+    state = {f"{i}": np.zeros(512 << 10, np.uint8) for i in range(64)}
+    context = stowax.Context()
+    context.array.saving.use_compression = True
+    context.file.store = store
+    with context:
+        stowax.save("/c", state)
+
+    calls, data_bytes = counted(store, lambda: stowax.load("/c"))
+
+    assert data_bytes < 64 << 10
+    assert calls["read_into"] >= 8  # Of 4 MiB each.
+
+
 @given(data=st.data())
 @settings(max_examples=20, deadline=None)
 def test_bytes_that_a_process_reads(data):

@@ -264,6 +264,31 @@ def test_a_load_that_begins_again(tmp_path, heard):
     assert heard.events[-1].done_bytes == heard.events[-1].total_bytes == 80
 
 
+def test_a_load_of_a_checkpoint_that_is_replaced(tmp_path, heard):
+    """What the first attempt was to read is not expected any more."""
+
+    class Exchanging(LocalStore):
+        """Replaces the checkpoint when the first array is about to be read."""
+
+        is_done = False
+
+        async def read_into(self, path, offset_bytes, buffer):
+            if "data-" in path and not self.is_done:
+                self.is_done = True
+                (tmp_path / "c").rename(tmp_path / "old")
+                (tmp_path / "other").rename(tmp_path / "c")
+            await super().read_into(path, offset_bytes, buffer)
+
+    ocp.save(tmp_path / "c", {"w": np.zeros(1000, np.float32)})
+    ocp.save(tmp_path / "other", {"w": np.ones(3000, np.float32)})
+    with ocp.Context(file=ocp.options.FileOptions(store=Exchanging())):
+        loaded = ocp.load(tmp_path / "c")["w"]
+
+    assert loaded.tolist() == [1] * 3000
+    assert heard.kinds[-1] == "loaded"
+    assert heard.events[-1].done_bytes == heard.events[-1].total_bytes == 12_000
+
+
 def test_every_leaf_on_request(tmp_path):
     """Leaves by the names of errors, with their bytes; only to those who ask."""
     with_leaves, without = Heard(), Heard()
