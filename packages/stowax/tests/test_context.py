@@ -14,14 +14,16 @@ import pytest
 from stowax import options
 from stowax._context import (
     Context,
+    UnsupportedOptionError,
+    current_context,
+    current_settings,
+)
+from stowax._settings import (
     LoadSettings,
     SaveSettings,
     Settings,
     StorageSettings,
-    UnsupportedOptionError,
     check_supported,
-    current_context,
-    current_settings,
 )
 from stowax.errors import ContextInUseError, ContextNotActiveError, StowaxError
 

@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from sample_leaves import DecimalHandler
 
 import stowax
-from stowax import _operation
+from stowax import _deadline
 from stowax._stores._local import LocalStore
 from stowax.errors import DeadlineError
 from stowax.handlers import JsonHandler, ProtoHandler
@@ -243,7 +243,7 @@ class TestGuests:
     )
     def test_save(self, tmp_path, monkeypatch, where, phase, in_background):
         """Nothing is published, and the error says in which phase it was."""
-        monkeypatch.setattr(_operation, "GUEST_GRACE_SECS", 0)
+        monkeypatch.setattr(_deadline, "GUEST_GRACE_SECS", 0)
         handler = BusyHandler(where)
         options = CheckpointablesOptions.create_with_handlers(handler)
         parts = {"state": STATE, "busy": Busy()}
@@ -265,7 +265,7 @@ class TestGuests:
 
     def test_load_in_the_background(self, tmp_path, monkeypatch):
         """The caller gets the error; the guest has its thread to itself."""
-        monkeypatch.setattr(_operation, "GUEST_GRACE_SECS", 0)
+        monkeypatch.setattr(_deadline, "GUEST_GRACE_SECS", 0)
         handler = BusyHandler("load 2")
         options = CheckpointablesOptions.create_with_handlers(handler)
         with in_context(None, 60, checkpointables=options):
@@ -304,7 +304,7 @@ class TestGuests:
                     return write()
                 async def load(self, directory): ...
 
-            stowax._operation.GUEST_GRACE_SECS = 0
+            stowax._deadline.GUEST_GRACE_SECS = 0
             path = {str(tmp_path / "c")!r}
             options = stowax.options.AsyncOptions(timeout_secs=1)
             with stowax.Context(asynchronous=options):

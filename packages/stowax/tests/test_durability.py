@@ -21,8 +21,7 @@ from jax.sharding import PartitionSpec as P
 from sample_trees import bits, differences, mesh, plain
 
 import stowax
-from stowax import _commit, _operation, training
-from stowax import _save as _save_module
+from stowax import _commit, _deadline, _operation, _staged_save, training
 from stowax._commit import RootFacts
 from stowax._digest import PIECE_BYTES
 from stowax._runtime import default_runtime
@@ -474,7 +473,7 @@ class InterruptedCommit(stowax._runtime.Runtime):
 
 def _stage(path):
     """A save that is about to be committed."""
-    return _save_module.stage_save(
+    return _staged_save.stage_save(
         path,
         {"guest": Guest(), "state": {"a": np.ones(3)}},
         overwrite=False,
@@ -757,7 +756,7 @@ def outlast(path):
 
 def test_guest_that_comes_too_late(tmp_path, monkeypatch):
     """A guest that begins to write when all is over is told so, and leaves nothing."""
-    monkeypatch.setattr(_operation, "GUEST_GRACE_SECS", 0)
+    monkeypatch.setattr(_deadline, "GUEST_GRACE_SECS", 0)
 
     late = outlast(tmp_path / "a")
 
@@ -768,7 +767,7 @@ def test_guest_that_comes_too_late(tmp_path, monkeypatch):
 
 def test_guest_that_is_given_up_is_no_news(tmp_path, monkeypatch, caplog):
     """The response tells of it; asyncio has no failure of its own to log."""
-    monkeypatch.setattr(_operation, "GUEST_GRACE_SECS", 0)
+    monkeypatch.setattr(_deadline, "GUEST_GRACE_SECS", 0)
 
     outlast(tmp_path / "a")
     default_runtime().finish()

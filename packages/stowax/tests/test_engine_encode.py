@@ -15,8 +15,9 @@ from stowax import _engine_encode
 from stowax._box import Box, whole
 from stowax._codecs._compression import CODECS
 from stowax._engine_encode import Choices, encode_chunk, payloads_ahead
+from stowax._loop import on_worker
 from stowax._plan._write import AUTO, AUTO_EACH, ArrayLayout, plan_write
-from stowax._runtime import Runtime, on_worker
+from stowax._runtime import Runtime
 from stowax.options import ArrayOptions, FileOptions
 from stowax.testing import MemoryStore
 

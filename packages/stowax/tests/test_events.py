@@ -15,7 +15,7 @@ from orbax_options import orbax_context
 from sample_trees import sharded_arrays
 
 import stowax as ocp
-from stowax import _operation, events
+from stowax import _deadline, events
 from stowax._budget import Budget
 from stowax._report import Report
 from stowax._runtime import Runtime, default_runtime
@@ -448,7 +448,7 @@ class Busy:
 
 def test_a_load_that_blocks(tmp_path, monkeypatch, heard):
     """It has failed when it is given up, and not when its thread comes to an end."""
-    monkeypatch.setattr(_operation, "GUEST_GRACE_SECS", 0)
+    monkeypatch.setattr(_deadline, "GUEST_GRACE_SECS", 0)
     busy = Busy()
     ocp.save_checkpointables(tmp_path / "c", {"busy": busy})
     heard.events.clear()

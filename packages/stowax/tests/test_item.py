@@ -11,7 +11,7 @@ from sample_trees import bits, differences, shardings
 
 from stowax._box import whole
 from stowax._budget import Budget, Scratch
-from stowax._context import Context, LoadSettings
+from stowax._context import Context
 from stowax._formats._detect import open_tree
 from stowax._item_layout import stage_item
 from stowax._item_read import metadata_tree, plan_load
@@ -20,6 +20,7 @@ from stowax._leaves._registry import Leaves
 from stowax._operation import Operation, in_place
 from stowax._processes import OneProcess
 from stowax._recent import Recent
+from stowax._settings import LoadSettings
 from stowax.errors import TreeError, TreeMismatchError
 from stowax.options import FileOptions
 from stowax.testing import MemoryStore

@@ -36,6 +36,7 @@ LAYERS = {
     "_manifest": 1,
     "_metadata": 1,
     "_option_values": 1,
+    "_settings": 1,
     "_sharding": 1,
     # ports
     "_formats._base": 2,
@@ -43,6 +44,7 @@ LAYERS = {
     "_handlers._base": 2,
     "_leaves._base": 2,
     "_listeners": 2,
+    "_loop": 2,
     "_memory": 2,
     "_monitoring": 2,
     "_processes": 2,
@@ -73,6 +75,8 @@ LAYERS = {
     "_formats": 5,
     "_leaves": 5,
     # one item
+    "_deadline": 6,
+    "_environment": 6,
     "_item_layout": 6,
     "_item_fit": 6,
     "_item_leaf": 6,
@@ -82,6 +86,7 @@ LAYERS = {
     "_item_write": 6,
     "_item_verify": 6,
     "_operation": 6,
+    "_operation_path": 6,
     # who saves what
     "_handlers": 7,
     # operations
@@ -95,6 +100,8 @@ LAYERS = {
     "_opened": 8,
     "_preview": 8,
     "_save": 8,
+    "_save_names": 8,
+    "_staged_save": 8,
     "_verify": 8,
     # faces
     "adapters": 9,

@@ -13,8 +13,9 @@ import weakref
 
 import pytest
 
+from stowax._loop import on_worker
 from stowax._processes import OneProcess
-from stowax._runtime import Runtime, default_runtime, drive, on_worker
+from stowax._runtime import Runtime, default_runtime, drive
 from stowax.errors import RunningLoopError
 from stowax.testing import SimulatedCluster
 
@@ -609,7 +610,8 @@ def test_exit_finishes_what_is_in_flight():
     ended = _run(
         """
         import atexit, threading
-        from stowax._runtime import default_runtime, on_worker
+        from stowax._runtime import (default_runtime)
+        from stowax._loop import (on_worker)
 
         exiting = threading.Event()
         ends = []
@@ -640,7 +642,8 @@ def test_exit_runs_guests_without_new_threads():
     ended = _run(
         """
         import asyncio, atexit, threading
-        from stowax._runtime import default_runtime, on_worker
+        from stowax._runtime import (default_runtime)
+        from stowax._loop import (on_worker)
 
         exiting = threading.Event()
         ends = []
@@ -677,7 +680,8 @@ def test_forked_child_has_its_own_runtime():
     ended = _run(
         """
         import os, sys, threading
-        from stowax._runtime import Runtime, default_runtime, on_worker
+        from stowax._runtime import (Runtime, default_runtime)
+        from stowax._loop import (on_worker)
 
         go_on = threading.Event()
         runtimes = [default_runtime(), Runtime()]
@@ -706,7 +710,8 @@ def test_runtime_is_refused_in_a_forked_child():
         """
         import asyncio, os, sys, threading
         from stowax._response import respond
-        from stowax._runtime import Runtime, on_worker
+        from stowax._runtime import (Runtime)
+        from stowax._loop import (on_worker)
         from stowax.errors import RunningLoopError
 
         go_on = threading.Event()

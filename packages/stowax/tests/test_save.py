@@ -22,7 +22,7 @@ from sample_trees import (
 )
 
 import stowax
-from stowax import _operation
+from stowax import _deadline
 from stowax.errors import (
     BackgroundSaveError,
     CheckpointExistsError,
@@ -659,7 +659,7 @@ class TestAsync:
 
     def test_deadline(self, tmp_path, monkeypatch):
         """A save that takes too long ends in our error, and leaves nothing."""
-        monkeypatch.setattr(_operation, "GUEST_GRACE_SECS", 0)
+        monkeypatch.setattr(_deadline, "GUEST_GRACE_SECS", 0)
         release = threading.Event()
 
         class Slow:

@@ -15,8 +15,9 @@ from sample_trees import differences
 import stowax
 from stowax._box import whole
 from stowax._budget import Budget
+from stowax._loop import on_worker
 from stowax._plan._write import ArrayLayout, plan_write
-from stowax._runtime import Runtime, on_worker
+from stowax._runtime import Runtime
 from stowax._staging import Staging
 from stowax.errors import DeadlineError
 from stowax.testing import MemoryStore

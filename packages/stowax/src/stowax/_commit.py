@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stowax._codecs._item_manifest import digest
-from stowax._context import Settings
 from stowax._digest import PIECE_BYTES, digest_file
+from stowax._environment import store_of
 from stowax._formats._base import ITEM_DOCUMENT
 from stowax._formats._detect import is_checkpoint
 from stowax._formats._orbax_json import (
@@ -46,14 +46,11 @@ from stowax._formats._stowax import (
     encode_seal,
 )
 from stowax._item_write import complete_items, told_parts
+from stowax._loop import on_worker
 from stowax._manifest import Digest
-from stowax._operation import (
-    EngineTask,
-    Operation,
-    operation_id,
-    store_of,
-)
-from stowax._runtime import Runtime, on_worker
+from stowax._operation import EngineTask, Operation, operation_id
+from stowax._runtime import Runtime
+from stowax._settings import Settings
 from stowax._stores._base import already_published, join, walk
 from stowax._tasks import drop, finish_all, noting
 from stowax.errors import CheckpointExistsError, SaveError, UnsupportedOptionError

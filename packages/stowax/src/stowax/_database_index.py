@@ -19,8 +19,8 @@ from stowax._codecs._zarr import dtype_from_name
 from stowax._codecs._zarr_storage import ArrayStorage, ChunkCodec, Shard, ShardCodec
 from stowax._formats._base import ReadRequest
 from stowax._keypath import array_prefix
+from stowax._loop import on_worker
 from stowax._manifest import LeafEntry
-from stowax._runtime import on_worker
 from stowax._stores._base import Store, join
 from stowax._tasks import run_all
 from stowax.errors import CorruptCheckpointError

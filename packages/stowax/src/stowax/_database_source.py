@@ -29,8 +29,8 @@ from stowax._database_index import (
 from stowax._engine_read import ChunkSource
 from stowax._formats._base import ArraySource, Arrived, ReadRequest
 from stowax._keypath import array_prefix
+from stowax._loop import on_worker
 from stowax._manifest import LeafEntry, Manifest
-from stowax._runtime import on_worker
 from stowax._stores._base import Store, join, no_file, read_bytes
 from stowax._tasks import run_all
 from stowax._uncollected import uncollected

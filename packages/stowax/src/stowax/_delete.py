@@ -13,14 +13,16 @@ import posixpath
 import uuid
 from typing import Any
 
-from stowax._context import check_supported, current_settings
+from stowax._context import current_settings
 from stowax._formats._detect import open_checkpoint
 from stowax._formats._orbax_json import INDICATOR, ROOT_DOCUMENT, UNFINISHED_MARK
 from stowax._formats._stowax import ROOT_SEAL
-from stowax._operation import Operation, absolute, in_place
+from stowax._operation import Operation, in_place
+from stowax._operation_path import absolute
 from stowax._option_values import check_flags
 from stowax._response import AsyncResponse, respond
 from stowax._runtime import Runtime
+from stowax._settings import check_supported
 from stowax._stores._base import Store, join, resolve
 from stowax.errors import (
     CheckpointNotFoundError,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator
 
+from stowax._loop import on_worker
 from stowax._manifest import Digest
-from stowax._runtime import on_worker
 from stowax._stores._base import Store, missing
 
 PIECE_BYTES = 4 << 20

@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 import numpy as np
 
 from stowax._codecs._compression import BLOSC, CODECS
+from stowax._loop import on_worker, workers
 from stowax._plan._cast import convert
 from stowax._plan._sample import is_worth_it
 from stowax._plan._write import (
@@ -28,7 +29,6 @@ from stowax._plan._write import (
     FilePlan,
     WritePlan,
 )
-from stowax._runtime import on_worker, workers
 
 AHEAD_BYTES = 8 << 20
 """What one file may hold compressed, or being so, counted as it was before: the chunk

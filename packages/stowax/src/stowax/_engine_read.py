@@ -20,10 +20,10 @@ from stowax._budget import Scratch
 from stowax._chunk_index import ChunkIndex, ChunkRead, Decoder, TableIndex
 from stowax._codecs._checksum import crc32c, verify_blocks
 from stowax._formats._base import Arrived, ReadRequest
+from stowax._loop import on_worker
 from stowax._manifest import Manifest
 from stowax._mapped import map_file
 from stowax._plan._blocks import boxes_of_run, needed_blocks
-from stowax._runtime import on_worker
 from stowax._stores._base import Store, join
 from stowax._tasks import run_all
 from stowax._transfer import allocate

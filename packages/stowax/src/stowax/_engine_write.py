@@ -15,9 +15,9 @@ import numpy as np
 from stowax._codecs._checksum import BLOCK_BYTES, RunningChecksum, crc32c
 from stowax._codecs._zarr import TRAILER_BYTES, encode_trailer
 from stowax._engine_encode import Choices, payloads_ahead
+from stowax._loop import on_worker
 from stowax._manifest import ChunkTable
 from stowax._plan._write import FilePlan, WritePlan, place
-from stowax._runtime import on_worker
 from stowax._stores._base import Store, join
 from stowax._tasks import run_all
 

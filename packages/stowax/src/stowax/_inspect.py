@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
-from stowax._context import Settings, check_supported, current_settings
+from stowax._context import current_settings
+from stowax._deadline import drive_in_time, entering
 from stowax._formats._base import OpenCheckpoint
 from stowax._handlers._base import is_own
 from stowax._handlers._registry import Handlers
@@ -21,13 +22,9 @@ from stowax._opened import (
     item_kinds,
     unless_replaced,
 )
-from stowax._operation import (
-    Operation,
-    OperationPath,
-    absolute,
-    drive_in_time,
-    entering,
-)
+from stowax._operation import Operation
+from stowax._operation_path import OperationPath, absolute
+from stowax._settings import Settings, check_supported
 from stowax._tasks import noting
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
 

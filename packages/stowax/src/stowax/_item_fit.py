@@ -17,7 +17,6 @@ import numpy as np
 
 from stowax._box import Box, whole
 from stowax._codecs._zarr import dtype_from_name
-from stowax._context import LoadSettings
 from stowax._item_leaf import LeafPlan, PartPlan
 from stowax._item_target import (
     NoMeshError,
@@ -37,6 +36,7 @@ from stowax._mapped import CAN_MAP
 from stowax._plan._index import View
 from stowax._plan._rows import Cause, LeafPreview, Outcome
 from stowax._processes import Processes
+from stowax._settings import LoadSettings
 from stowax.errors import UnsupportedLeafError
 
 ANYTHING: Any = object()

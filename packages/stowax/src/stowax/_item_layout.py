@@ -17,7 +17,6 @@ import numpy as np
 
 from stowax._budget import Budget
 from stowax._codecs._zarr import dtype_name
-from stowax._context import SaveSettings
 from stowax._formats._orbax_strings import check_string_names
 from stowax._formats._stowax import PROCESS_PREFIX
 from stowax._keypath import (
@@ -46,6 +45,7 @@ from stowax._plan._write import (
 )
 from stowax._processes import Processes
 from stowax._recent import Recent
+from stowax._settings import SaveSettings
 from stowax._staging import Staging
 from stowax._transfer import to_host
 from stowax._uncollected import uncollected

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from stowax._context import LoadSettings
+from stowax._deadline import entering
 from stowax._formats._base import ReadRequest, TreeItem
 from stowax._formats._detect import open_tree
 from stowax._item_fit import ANYTHING, Fitting, LeafFit
@@ -21,7 +21,7 @@ from stowax._keypath import FlatTree, Node, flatten, shown_name, unflatten
 from stowax._leaves._refusal import check_all, function_advice
 from stowax._leaves._registry import Leaves
 from stowax._manifest import LeafEntry
-from stowax._operation import Operation, entering
+from stowax._operation import Operation
 from stowax._plan._match import (
     HINT_COUNT,
     match_paths,
@@ -34,6 +34,7 @@ from stowax._plan._rows import AskedBy, LeafPreview, LoadPreview
 from stowax._plan._select import select, show_unused
 from stowax._processes import Processes
 from stowax._report import Tally
+from stowax._settings import LoadSettings
 from stowax._uncollected import uncollected
 from stowax.errors import UnsupportedLeafError
 from stowax.tree import PLACEHOLDER

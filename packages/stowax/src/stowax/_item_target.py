@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Format
 
-from stowax._context import LoadSettings
 from stowax._leaves._abstract import (
     ArrayMetadata,
     CustomLeafMetadata,
@@ -32,6 +31,7 @@ from stowax._leaves._jax_array import (
 )
 from stowax._leaves._registry import default_target, metadata
 from stowax._manifest import LeafForm
+from stowax._settings import LoadSettings
 
 _PYTHON_NAMES = {"bool": "bool", "int": "int", "uint": "int", "complex": "complex"}
 

@@ -25,10 +25,10 @@ from stowax._codecs._item_manifest import ItemRoot, decode_part, decode_root, di
 from stowax._damage import Damage
 from stowax._digest import PIECE_BYTES, digest_file
 from stowax._formats._stowax import MANIFEST, check_leaves
+from stowax._loop import on_worker
 from stowax._manifest import ChunkTable, Digest, LeafEntry
 from stowax._plan._spans import FileCheck, Span, plan_checks, runs
 from stowax._report import Report
-from stowax._runtime import on_worker
 from stowax._stores._base import Store, join, read_bytes, walk
 from stowax._tasks import run_all
 from stowax.errors import CorruptCheckpointError

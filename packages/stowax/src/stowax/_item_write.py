@@ -34,11 +34,11 @@ from stowax._formats._orbax_tree_write import encode_documents
 from stowax._formats._stowax import MANIFEST, PART_PREFIX
 from stowax._item_layout import ItemLayout, StagedItem
 from stowax._keypath import array_prefix, shown_name
+from stowax._loop import on_worker
 from stowax._manifest import Digest, LeafForm, Manifest
 from stowax._operation import ItemPart, Operation
 from stowax._plan._write import AUTO_CODEC, FilePlan
 from stowax._report import Report, Tally
-from stowax._runtime import on_worker
 from stowax._stores._base import join
 from stowax._tasks import run_all
 from stowax._uncollected import uncollected

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from stowax._caller import as_caller, is_on_behalf, on_behalf
-from stowax._context import Settings, check_supported, current_settings
+from stowax._context import current_settings
+from stowax._deadline import Timed, drive_in_time, entering, guest_in_time, in_time
+from stowax._environment import runtime_of
 from stowax._formats._base import OpenCheckpoint
 from stowax._handlers._base import check_awaitable, is_own
 from stowax._handlers._pytree import PyTreeHandler
@@ -26,21 +28,11 @@ from stowax._opened import (
     tree_name,
     unless_replaced,
 )
-from stowax._operation import (
-    Operation,
-    OperationPath,
-    Timed,
-    absolute,
-    drive_in_time,
-    entering,
-    guest_in_time,
-    in_place,
-    in_time,
-    reported,
-    runtime_of,
-)
+from stowax._operation import Operation, in_place, reported
+from stowax._operation_path import OperationPath, absolute
 from stowax._report import Report
 from stowax._response import AsyncResponse, respond
+from stowax._settings import Settings, check_supported
 from stowax._tasks import drop, noting
 from stowax.errors import InvalidNameError
 

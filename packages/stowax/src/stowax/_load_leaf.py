@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from stowax._caller import in_mesh, warn
-from stowax._context import Settings, check_supported, current_settings
+from stowax._context import current_settings
+from stowax._deadline import drive_in_time, entering
 from stowax._item_fit import ANYTHING, LeafFit, fit_leaf
 from stowax._item_leaf import Placing
 from stowax._item_read import read_item
@@ -15,10 +16,12 @@ from stowax._leaves._registry import Leaves
 from stowax._manifest import LeafEntry, LeafForm
 from stowax._named_tree import NamedTree, read_tree
 from stowax._opened import AUTO
-from stowax._operation import absolute, drive_in_time, entering, reported
+from stowax._operation import reported
+from stowax._operation_path import absolute
 from stowax._plan._index import view_of
 from stowax._plan._match import near_name
 from stowax._plan._rows import LoadPreview
+from stowax._settings import Settings, check_supported
 from stowax.errors import InvalidNameError, LeafIndexError, LeafNotFoundError
 
 

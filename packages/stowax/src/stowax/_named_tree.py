@@ -6,11 +6,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from stowax._context import Settings
 from stowax._formats._base import OpenCheckpoint, TreeItem
 from stowax._item_read import open_item
 from stowax._opened import check_tree_name, item_kinds, tree_name, unless_replaced
 from stowax._operation import Operation, in_place
+from stowax._settings import Settings
 
 T = TypeVar("T")
 

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from stowax._context import Settings
+from stowax._deadline import entering
 from stowax._digest import digest_file, read_pieces
+from stowax._environment import lending, report_of
 from stowax._formats._base import ItemKind, OpenCheckpoint
 from stowax._formats._detect import open_checkpoint
 from stowax._formats._orbax_json import (
@@ -24,9 +25,10 @@ from stowax._formats._orbax_json import (
 )
 from stowax._formats._stowax import MANIFEST, ROOT_SEAL, check_digest
 from stowax._handlers._registry import STATE_NAME
+from stowax._loop import on_worker
 from stowax._manifest import Digest
-from stowax._operation import Operation, entering, in_place, lending, report_of
-from stowax._runtime import on_worker
+from stowax._operation import Operation, in_place
+from stowax._settings import Settings
 from stowax._stores._base import join, read_bytes, resolve, walk
 from stowax.errors import (
     CheckpointableNotFoundError,

@@ -1,9 +1,7 @@
-"""One save or load under way, and the directories that carry it to handlers.
+"""One save or load under way: what all parts of it share.
 
-The `Operation` is what all parts of a save or load share: the store, the runtime, the
-settings, and the names under which its processes meet.  A directory given to a handler
-carries it, so that a `PyTreeHandler()` used inside another handler takes part in the
-running operation; given a plain path, a handler makes an operation of its own.
+The store, the runtime, the settings, what was begun and must end with it, and the names
+under which its processes meet.
 """
 
 from __future__ import annotations
@@ -11,34 +9,31 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import contextvars
-import os
 import pathlib
 import posixpath
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Generic, TypeVar, cast
-
-from etils import epath
+from typing import Any, Generic, TypeVar
 
 from stowax import errors
 from stowax._budget import Scratch
-from stowax._context import Settings
+from stowax._deadline import Timed, too_late, wait_for_guests, within
+from stowax._environment import report_of, runtime_of, store_of
 from stowax._events import Verb
 from stowax._formats._stowax import MANIFEST, PART_PREFIX, PROCESS_PREFIX
+from stowax._loop import on_worker
 from stowax._manifest import Digest
 from stowax._processes import Processes
 from stowax._report import Report
-from stowax._runtime import Runtime, default_runtime, on_worker
+from stowax._runtime import Runtime
+from stowax._settings import Settings
 from stowax._stores._base import Store
-from stowax._stores._open import open_store
-from stowax._tasks import noting, tell
+from stowax._tasks import tell
 from stowax.errors import (
     DeadlineError,
     HandlerError,
-    InvalidNameError,
     PeerFailedError,
     ProcessesError,
     SaveError,
@@ -47,36 +42,10 @@ from stowax.errors import (
 
 T = TypeVar("T")
 
-GUEST_GRACE_SECS = 5.0
-"""How long a guest may go on after its operation was given up, before the directory
-that it may be writing to is deleted."""
 
 _ENGINE_PREFIXES = (PROCESS_PREFIX, PART_PREFIX)
 
 _OK, _FAILED = b"\0", b"\1"
-
-_LENT: Final[contextvars.ContextVar[tuple[str, ...]]] = contextvars.ContextVar(
-    "stowax_lent_directories", default=()
-)
-"""The local directories that guests of this load read copies of their items from."""
-
-
-@dataclass(slots=True)
-class Timed:
-    """Work that has a deadline, in words."""
-
-    what: str
-    """As in "the load of /runs/a/7"."""
-    phase: str = "beginning"
-    """What it is doing, or was when its time was over."""
-    deadline: float | None = None
-    """When it is given up, on the clock of the loop; None: it has not begun."""
-
-
-_TIMED: Final[contextvars.ContextVar[Timed | None]] = contextvars.ContextVar(
-    "stowax_timed", default=None
-)
-"""What `in_time` does here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +158,7 @@ class Operation:
                 task.cancel()
             await asyncio.wait(tasks)
         if self.guests:
-            await asyncio.wait(self.guests, timeout=GUEST_GRACE_SECS)
+            await wait_for_guests(self.guests)
         for future in list(self.guests.values()):
             self.runtime.leave_guest(future, self._over())
 
@@ -219,11 +188,11 @@ class Operation:
         Raises:
             DeadlineError: It took longer.
         """
-        return await _within(asyncio.timeout_at(self.deadline), work, self.late)
+        return await within(asyncio.timeout_at(self.deadline), work, self.late)
 
     def late(self) -> DeadlineError:
         """The error for an operation that took too long."""
-        return _too_late(Timed(self.what, self.phase), self.settings)
+        return too_late(Timed(self.what, self.phase), self.settings)
 
     async def attempt(self, work: Awaitable[bytes]) -> bytes | Exception:
         """Does work in time, and makes of a failure a value that others can be told.
@@ -360,130 +329,6 @@ class EngineTask(Generic[T]):
         return asyncio.wrap_future(self.future).__await__()
 
 
-class OperationPath:
-    """A directory of a running operation: the `PathAwaitingCreation` of handlers.
-
-    Args:
-        operation: What it carries.
-        location: Where it is, as the store knows it.
-        base: The directory that is made for whoever awaits it; None: this one.
-    """
-
-    def __init__(
-        self, operation: Operation, location: str, base: str | None = None
-    ) -> None:
-        self.operation = operation
-        self.location = location
-        self._base = location if base is None else base
-
-    @classmethod
-    async def of(
-        cls, directory: Any, settings: Settings, *, verb: str = "load"
-    ) -> OperationPath:
-        """A handler's directory, with the operation that it carries or one of its own.
-
-        Args:
-            directory: An `OperationPath`, a plain path, or a `PathAwaitingCreation`.
-            settings: Those of an operation of its own.
-            verb: See `in_place`.
-        """
-        if isinstance(directory, OperationPath):
-            return directory
-        if not isinstance(directory, str | os.PathLike):
-            directory = await directory.await_creation()
-        location = absolute(directory)
-        return cls(in_place(location, settings, verb=verb), location)
-
-    @property
-    def path(self) -> epath.Path:
-        """Where plain file calls find it."""
-        local = self.operation.local_directory(self.location)
-        return self.operation.settings.path_class(os.fspath(local))
-
-    def __truediv__(self, other: str | os.PathLike[str]) -> OperationPath:
-        below = pathlib.PurePath(other)
-        if below.is_absolute() or ".." in below.parts:
-            raise InvalidNameError(
-                f"{os.fspath(other)!r} leads out of {self.location}, where a handler "
-                "has to stay; join a plain relative path"
-            )
-        location = posixpath.normpath(posixpath.join(self.location, below.as_posix()))
-        return OperationPath(self.operation, location, self._base)
-
-    async def await_creation(self) -> epath.Path:
-        """Makes the directory of the checkpointable, and returns the path."""
-        store = self.operation.store
-        await self.operation.submit(store.make_directory(self._base))
-        if not store.has_directories:
-            os.makedirs(self.operation.local_directory(self._base), exist_ok=True)
-        return self.path
-
-    def __repr__(self) -> str:
-        return f"OperationPath({self.location!r})"
-
-
-def absolute(path: Any) -> str:
-    """The path as stores know it: absolute, normalised, with forward slashes.
-
-    A leading `~` is the home directory, as in a shell; `./~` is a directory of that
-    name.
-
-    Raises:
-        InvalidNameError: It is no path.
-    """
-    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise InvalidNameError(
-            f"the path is {path!r}; a checkpoint has a str that is not empty, or a "
-            "path object, as its path"
-        )
-    if "://" not in text:
-        expanded = os.path.expanduser(text)
-        if expanded.startswith("~"):
-            raise InvalidNameError(
-                f"{text}: nobody here has that home directory; a directory whose name "
-                f"begins with '~' is './{text}'"
-            )
-        text = pathlib.Path(os.path.abspath(expanded)).as_posix()
-    location = text.rstrip("/")
-    if not location:
-        raise InvalidNameError("the root directory is no path of a checkpoint")
-    return location
-
-
-@contextlib.contextmanager
-def lending(directory: str) -> Generator[None]:
-    """Lets a handler inside a guest read the guest's copy, whatever the store is."""
-    token = _LENT.set((*_LENT.get(), directory))
-    try:
-        yield
-    finally:
-        _LENT.reset(token)
-
-
-def store_of(settings: Settings, path: str) -> Store:
-    """The store that the Context chose, else the path's own."""
-    is_lent = any(path == d or path.startswith(f"{d}/") for d in _LENT.get())
-    if settings.store is not None and not is_lent:
-        store = cast("Store", settings.store)
-    else:
-        store = open_store(path)
-    report = report_of(settings)
-    return store if report is None else report.watch(store)
-
-
-def report_of(settings: Settings) -> Report | None:
-    """Who is told what the operation does; None: nobody."""
-    return cast("Report | None", settings.report)
-
-
-def runtime_of(settings: Settings) -> Runtime:
-    """The runtime that the Context chose, else that of this process."""
-    if settings.runtime is not None:
-        return cast("Runtime", settings.runtime)
-    return default_runtime()
-
-
 def reported(
     operation: Verb,
     location: str,
@@ -542,95 +387,4 @@ def in_place(path: str, settings: Settings, *, verb: str = "load") -> Operation:
         processes=runtime.processes,
         settings=settings,
         verb=verb,
-    )
-
-
-async def in_time(
-    work: Callable[[], Coroutine[Any, Any, T]], settings: Settings, timed: Timed
-) -> T:
-    """Does work within the deadline of the Context.
-
-    Args:
-        work: Begins it; says with `entering` what it is doing.
-        settings: Have the deadline.
-        timed: The work in words.
-
-    Raises:
-        DeadlineError: It took longer.
-    """
-    timed.deadline = asyncio.get_running_loop().time() + settings.timeout_secs
-    limit = asyncio.timeout_at(timed.deadline)
-    token = _TIMED.set(timed)
-    try:
-        return await _within(limit, work(), lambda: _too_late(timed, settings))
-    finally:
-        _TIMED.reset(token)
-
-
-def entering(phase: str) -> None:
-    """Says what the work under `in_time` does from now on, for its `DeadlineError`.
-
-    What comes after the deadline is not what took too long: work that blocks is given
-    up only afterwards.
-    """
-    timed = _TIMED.get()
-    if timed is None or timed.deadline is None:
-        return
-    if asyncio.get_running_loop().time() < timed.deadline:
-        timed.phase = phase
-
-
-def drive_in_time(
-    work: Callable[[], Coroutine[Any, Any, T]], settings: Settings, what: str
-) -> T:
-    """Does the same on the thread of the caller, and notes in errors what it was for.
-
-    Raises:
-        Exception: See `in_time`; and what `work` raises.
-    """
-    with noting(f"in the {what}"):
-        return runtime_of(settings).drive(in_time(work, settings, Timed(f"the {what}")))
-
-
-def guest_in_time(
-    runtime: Runtime, work: Coroutine[Any, Any, T], settings: Settings, timed: Timed
-) -> concurrent.futures.Future[T]:
-    """Runs a guest that may block, and gives it up some time after the deadline.
-
-    Args:
-        runtime: Where.
-        work: The guest, which minds the deadline unless it blocks; see `in_time`.
-        settings: Have the deadline.
-        timed: The work in words, as `in_time` has it.
-    """
-    future = runtime.start_guest(work)
-
-    async def watch() -> None:
-        guest = asyncio.wrap_future(future)
-        guest.add_done_callback(lambda _: guest.cancelled() or guest.exception())
-        limit_secs = settings.timeout_secs + GUEST_GRACE_SECS
-        done, _ = await asyncio.wait([guest], timeout=limit_secs)
-        if not done:
-            runtime.leave_guest(future, _too_late(timed, settings))
-
-    runtime.submit(watch())
-    return future
-
-
-async def _within(
-    limit: asyncio.Timeout, work: Awaitable[T], late: Callable[[], DeadlineError]
-) -> T:
-    try:
-        async with limit:
-            return await work
-    except Exception as error:  # Guests may wrap a cancellation in errors of their own.
-        if not limit.expired():
-            raise
-        raise late() from error
-
-
-def _too_late(timed: Timed, settings: Settings) -> DeadlineError:
-    return DeadlineError(
-        f"{timed.what} took longer than {settings.timeout_secs:g} s and was given up "
-        f"while {timed.phase}; allow more with `AsyncOptions(timeout_secs=...)`"
     )

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from stowax._caller import in_mesh
-from stowax._context import check_supported, current_settings
+from stowax._context import current_settings
+from stowax._deadline import drive_in_time
 from stowax._item_read import plan_load
 from stowax._leaves._registry import Leaves
 from stowax._metadata import CheckpointMetadata
 from stowax._named_tree import NamedTree, read_tree
 from stowax._opened import AUTO
-from stowax._operation import absolute, drive_in_time
+from stowax._operation_path import absolute
 from stowax._plan._rows import LoadPreview
+from stowax._settings import check_supported
 
 
 def preview_load(

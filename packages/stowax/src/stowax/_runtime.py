@@ -31,7 +31,6 @@ import concurrent.futures
 import contextlib
 import contextvars
 import os
-import queue
 import sys
 import threading
 import time
@@ -40,6 +39,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from stowax._budget import Budget
+from stowax._loop import Loop, Workers
 from stowax._memory import spare_memory_bytes
 from stowax._processes import Processes, default_processes
 from stowax._recent import Recent
@@ -85,13 +85,13 @@ class Runtime:
         self._spare_memory_bytes = spare_memory_bytes
         # Guards what is below.
         self._lock = threading.Lock()
-        self._loop: _Loop | None = None
+        self._loop: Loop | None = None
         self._thread: threading.Thread | None = None
         self._guests: dict[
             concurrent.futures.Future[Any], tuple[threading.Thread, threading.Event]
         ] = {}
         # For guests that come when no thread can be started; they take turns.
-        self._spare = _Workers("stowax-spare", thread_count=1)
+        self._spare = Workers("stowax-spare", thread_count=1)
         self._is_closed = False
         self._serials: dict[str, int] = {}
         self._reserved: set[object] = set()
@@ -329,15 +329,15 @@ class Runtime:
         if self._is_closed:
             raise RuntimeError("the runtime is closed")
 
-    def _started_loop(self) -> _Loop:
+    def _started_loop(self) -> Loop:
         self._check_process()
         with self._lock:
             self._check_open()
             if self._loop is None:
-                workers = _Workers("stowax-worker", self._worker_count)
+                workers = Workers("stowax-worker", self._worker_count)
                 workers.start()
                 self._spare.start()
-                loop = _Loop(workers)
+                loop = Loop(workers)
                 thread = threading.Thread(
                     target=loop.serve, name="stowax-loop", daemon=True
                 )
@@ -353,44 +353,6 @@ class Runtime:
         # In a forked child there are no threads that could finish anything.
         if os.getpid() == self._pid:
             self.finish()
-
-
-def workers() -> concurrent.futures.Executor:
-    """The workers of the running loop, for what one of them hands to the others.
-
-    A worker must not wait for work that none has begun: all may be waiting. On a loop
-    that is not of this module `submit` itself does the work.
-    """
-    loop = asyncio.get_running_loop()
-    return loop.workers if isinstance(loop, _Loop) else _Workers("none", thread_count=0)
-
-
-async def on_worker(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Runs a blocking function on the workers of the running loop.
-
-    The function is not running any more when this returns or raises, cancelled or not:
-    what it reads or writes may be reused or deleted then. Cancelled before it has
-    begun, it does not begin.
-    """
-    begun = threading.Lock()  # Whoever gets it decides: run it, or drop it.
-    context = contextvars.copy_context()
-
-    def call() -> Any:
-        if not begun.acquire(blocking=False):
-            return None
-        return context.run(function, *args, **kwargs)
-
-    future = asyncio.get_running_loop().run_in_executor(None, call)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        # Nobody asks any more how it ended; asyncio would complain of that.
-        future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        if not begun.acquire(blocking=False):
-            while not future.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([future])
-        raise
 
 
 def drive(awaitable: Awaitable[T]) -> T:
@@ -465,7 +427,7 @@ class _Call(Generic[T]):
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self.future: concurrent.futures.Future[T] = concurrent.futures.Future()
         """The outcome; cancels the coroutine."""
-        self.loop: _Loop | None = None
+        self.loop: Loop | None = None
         """Where it begins; None: it cannot have been asked to."""
         self.ended = threading.Event()
         """Nothing of the coroutine runs, now or later."""
@@ -511,111 +473,6 @@ class _Call(Generic[T]):
             self.future.set_result(task.result())
 
 
-class _Workers(concurrent.futures.Executor):
-    """A fixed number of daemon threads, for functions that block.
-
-    `concurrent.futures.ThreadPoolExecutor` refuses work once the interpreter is ending,
-    which is when operations in flight are finished. Threads that could not be started
-    before that are done without: then `submit` itself does the work.
-    """
-
-    def __init__(self, name: str, thread_count: int) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        # Guards the start of threads and the end of submissions.
-        self._lock = threading.Lock()
-        self._is_shut_down = False
-        self._names = [f"{name}-{number}" for number in range(thread_count)]
-        self._threads: list[threading.Thread] = []
-
-    def start(self) -> None:
-        """Starts the threads; `submit` does it otherwise."""
-        with self._lock:
-            self._start()
-
-    def submit(
-        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> concurrent.futures.Future[T]:
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-        def job() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                result = fn(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 it belongs to the waiter
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        with self._lock:
-            if self._is_shut_down:
-                raise RuntimeError("the workers have been shut down")
-            with contextlib.suppress(RuntimeError):  # The interpreter is ending.
-                self._start()
-            has_threads = bool(self._threads)
-            if has_threads:
-                self._jobs.put(job)
-        if not has_threads:
-            job()
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        with self._lock:
-            self._is_shut_down = True
-            threads, self._threads = self._threads, []
-            for _ in threads:
-                self._jobs.put(None)
-        if wait:
-            for thread in threads:
-                thread.join()
-
-    def _start(self) -> None:
-        while len(self._threads) < len(self._names):
-            name = self._names[len(self._threads)]
-            thread = threading.Thread(target=self._serve, name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
-
-    def _serve(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-            # Else the arguments would live until the next job comes.
-            del job
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    """A loop with workers of its own as its default executor."""
-
-    # `set_default_executor` takes nothing but a ThreadPoolExecutor.
-
-    def __init__(self, workers: _Workers) -> None:
-        super().__init__()
-        self.workers = workers
-
-    def serve(self) -> None:
-        """Runs until stopped."""
-        while True:
-            try:
-                return self.run_forever()
-            except (SystemExit, KeyboardInterrupt):
-                # Raised by a task, which keeps it for whoever waits for the task;
-                # asyncio lets it through as well. The other tasks must go on.
-                continue
-
-    def run_in_executor(
-        self,
-        executor: concurrent.futures.Executor | None,
-        func: Callable[..., T],
-        *args: Any,
-    ) -> asyncio.Future[T]:
-        return super().run_in_executor(executor or self.workers, func, *args)
-
-    def close(self) -> None:
-        # First the workers: what they finish is announced to the loop.
-        self.workers.shutdown()
-        super().close()
-
-
 def _run_on_fresh_loop(awaitable: Awaitable[T]) -> T:
     results: list[T] = []
 
@@ -625,8 +482,8 @@ def _run_on_fresh_loop(awaitable: Awaitable[T]) -> T:
         results.append(await awaitable)
 
     # Workers of its own: a guest that blocks them must not block the engine.
-    def loop() -> _Loop:
-        return _Loop(_Workers("stowax-guest-worker", thread_count=4))
+    def loop() -> Loop:
+        return Loop(Workers("stowax-guest-worker", thread_count=4))
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(guest())

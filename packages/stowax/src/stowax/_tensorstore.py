@@ -27,8 +27,8 @@ from stowax._codecs._zarr_read import (
 )
 from stowax._formats._base import Arrived, ReadRequest
 from stowax._keypath import array_prefix
+from stowax._loop import on_worker
 from stowax._manifest import LeafEntry
-from stowax._runtime import on_worker
 from stowax._stores._base import no_file
 from stowax._tasks import run_all
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError

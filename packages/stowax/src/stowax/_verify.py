@@ -7,25 +7,21 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
-from stowax._context import check_supported, current_settings
+from stowax._context import current_settings
 from stowax._damage import VerifyReport
+from stowax._deadline import drive_in_time, entering
 from stowax._formats._base import ITEM_DOCUMENT, OpenCheckpoint
 from stowax._formats._detect import open_checkpoint
 from stowax._formats._orbax_json import OUR_KEY, parse
 from stowax._formats._stowax import MANIFEST, ROOT_SEAL, Seal, decode_seal
 from stowax._item_verify import Comparison
 from stowax._load_leaf import find_leaf
+from stowax._loop import on_worker
 from stowax._manifest import Digest
 from stowax._opened import AUTO, again_if_replaced, item_kinds, not_found, tree_name
-from stowax._operation import (
-    Operation,
-    absolute,
-    drive_in_time,
-    entering,
-    in_place,
-    reported,
-)
-from stowax._runtime import on_worker
+from stowax._operation import Operation, in_place, reported
+from stowax._operation_path import absolute
+from stowax._settings import check_supported
 from stowax._stores._base import Store, join, read_bytes, resolve
 from stowax.errors import (
     CorruptCheckpointError,

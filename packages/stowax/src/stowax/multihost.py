@@ -8,7 +8,7 @@ from collections.abc import Collection
 import jax
 
 from stowax._context import current_settings
-from stowax._operation import runtime_of
+from stowax._environment import runtime_of
 from stowax.errors import UnsupportedOptionError
 
 __all__ = [

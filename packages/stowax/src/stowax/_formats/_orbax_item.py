@@ -34,8 +34,8 @@ from stowax._formats._orbax_json import (
     decode_root,
 )
 from stowax._formats._orbax_tree_read import TreeDocuments, decode_documents
+from stowax._loop import on_worker
 from stowax._manifest import LeafEntry, Manifest
-from stowax._runtime import on_worker
 from stowax._stores._base import Entry, Store, read_bytes
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
 

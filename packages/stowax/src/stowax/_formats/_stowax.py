@@ -36,6 +36,7 @@ from stowax._codecs._zarr import check_extents, dtype_from_name
 from stowax._engine_read import ChunkSource
 from stowax._formats import _orbax_json
 from stowax._formats._base import Layout, OpenCheckpoint, TreeItem
+from stowax._loop import on_worker
 from stowax._manifest import (
     TEXT_KINDS,
     ChunkTable,
@@ -44,7 +45,6 @@ from stowax._manifest import (
     LeafForm,
     Manifest,
 )
-from stowax._runtime import on_worker
 from stowax._stores._base import Store, join, read_bytes
 from stowax.errors import CorruptCheckpointError, UnsupportedLeafError
 

@@ -15,7 +15,8 @@ from stowax._formats._orbax_json import (
 )
 from stowax._handlers._base import OwnHandler
 from stowax._handlers._file import begin, check_file_name, read_file, write_file
-from stowax._operation import Operation, OperationPath
+from stowax._operation import Operation
+from stowax._operation_path import OperationPath
 from stowax.errors import HandlerError
 
 

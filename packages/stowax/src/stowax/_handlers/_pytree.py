@@ -6,14 +6,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from stowax._caller import in_mesh, warn
-from stowax._context import (
-    Context,
-    LoadSettings,
-    SaveSettings,
-    Settings,
-    check_supported,
-    current_settings,
-)
+from stowax._context import Context, current_settings
 from stowax._formats._orbax_json import PYTREE_TYPESTR
 from stowax._handlers._base import OwnHandler
 from stowax._item_layout import StagedItem, stage_item
@@ -21,8 +14,10 @@ from stowax._item_read import metadata_tree, open_item, plan_load, read_item
 from stowax._item_write import complete_items, told_parts, write_part
 from stowax._keypath import flatten
 from stowax._leaves._registry import Leaves
-from stowax._operation import Operation, OperationPath
+from stowax._operation import Operation
+from stowax._operation_path import OperationPath
 from stowax._plan._storage import choose_codec
+from stowax._settings import LoadSettings, SaveSettings, Settings, check_supported
 from stowax._stores._base import walk
 from stowax.errors import TreeError, UnsupportedOptionError
 

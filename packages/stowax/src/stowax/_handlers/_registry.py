@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
-from stowax._context import Settings
 from stowax._formats._base import ItemKind
 from stowax._formats._orbax_json import (
     V0_JSON_TYPESTRS,
@@ -28,6 +27,7 @@ from stowax._handlers._stateful import StatefulCheckpointableHandler
 from stowax._keypath import flatten
 from stowax._leaves._registry import Leaves
 from stowax._option_values import check_flags
+from stowax._settings import Settings
 from stowax.errors import HandlerError, HandlerNotFoundError
 
 HandlerT = TypeVar("HandlerT")

@@ -19,11 +19,12 @@ import numpy as np
 
 from stowax._codecs._compression import CODECS
 from stowax._codecs._zarr import dtype_name
-from stowax._context import SaveSettings, StorageSettings, storage_settings
+from stowax._context import storage_settings
 from stowax._keypath import FlatTree, at_leaf, jax_key_path
 from stowax._leaves._base import Description
 from stowax._plan._cast import loss
 from stowax._plan._write import AUTO
+from stowax._settings import SaveSettings, StorageSettings
 from stowax.errors import UnsupportedLeafError, UnsupportedOptionError
 from stowax.options import ArrayOptions
 

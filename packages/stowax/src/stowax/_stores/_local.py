@@ -32,7 +32,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from stowax._runtime import on_worker
+from stowax._loop import on_worker
 from stowax._stores._base import (
     REPLACEMENT_SUFFIX,
     Entry,

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stowax._runtime import on_worker
+from stowax._loop import on_worker
 from stowax._stores._base import (
     Entry,
     already_published,

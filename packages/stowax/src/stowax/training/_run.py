@@ -21,9 +21,11 @@ from stowax._caller import as_caller, on_behalf
 from stowax._commit import RootFacts
 from stowax._context import Context
 from stowax._delete import remove, start_delete
-from stowax._operation import absolute, operation_id, runtime_of, store_of
+from stowax._environment import runtime_of, store_of
+from stowax._operation import operation_id
+from stowax._operation_path import absolute
 from stowax._response import AsyncResponse, respond
-from stowax._save import stage_save
+from stowax._staged_save import stage_save
 from stowax.errors import (
     BackgroundSaveError,
     CheckpointExistsError,

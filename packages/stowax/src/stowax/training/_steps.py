@@ -24,8 +24,8 @@ from etils import epath
 
 from stowax._formats._detect import open_checkpoint
 from stowax._formats._orbax_json import UNFINISHED_MARK, decode_json
+from stowax._loop import on_worker
 from stowax._metadata import CheckpointMetadata as _CheckpointMetadata
-from stowax._runtime import on_worker
 from stowax._stores._base import REPLACEMENT_SUFFIX, Store, join, read_bytes
 from stowax._tasks import run_all
 from stowax.errors import CheckpointNotFoundError, InvalidNameError, StowaxError
