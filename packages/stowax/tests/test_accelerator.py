@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import stowax as ocp
+from stowax._runtime import Runtime
 
 if jax.default_backend() == "cpu":
     pytest.skip("JAX has no accelerator here", allow_module_level=True)
@@ -235,6 +236,24 @@ def test_keys(tmp_path, impl):
 
     assert loaded.dtype == key.dtype
     assert bits(jax.random.normal(loaded, 16)) == bits(jax.random.normal(key, 16))
+
+
+def test_host_memory_of_a_load(tmp_path):
+    """Arrays go to the accelerator wave by wave: the host never has the whole state."""
+    mib = 1 << 20
+    state = {f"{i:02}": jnp.full(mib, i, jnp.float32) for i in range(40)}
+    runtime = Runtime()
+
+    with ocp.Context(runtime=runtime):
+        ocp.save(tmp_path / "c", state)
+        loaded = ocp.load(tmp_path / "c", state)
+        without_target = ocp.load(tmp_path / "c")
+    runtime.close()
+
+    for found in (loaded, without_target):
+        assert all(bits(found[name]) == bits(state[name]) for name in state)
+    assert 4 * mib <= runtime.passing_budget.peak_bytes <= 24 * mib
+    assert runtime.passing_budget.taken_bytes == 0
 
 
 def test_numpy_read_touches_no_device(tmp_path):

@@ -136,13 +136,13 @@ def test_a_gauge_shows_the_most_since_somebody_looks():
     budget.take(50, limit_bytes=100)
     budget.take(30, limit_bytes=100)
     budget.give(30)
-    gauge = budget.gauge()
+    gauge = budget.ledger.gauge()
 
     assert gauge.peak_bytes == 50
     budget.take(40, limit_bytes=100)
     budget.take(40, limit_bytes=100)  # Waits.
     budget.give(40)
     assert gauge.peak_bytes == 90
-    assert budget.gauge().peak_bytes == 90
+    assert budget.ledger.gauge().peak_bytes == 90
     budget.give(90)
-    assert (gauge.peak_bytes, budget.gauge().peak_bytes) == (90, 0)
+    assert (gauge.peak_bytes, budget.ledger.gauge().peak_bytes) == (90, 0)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from sample_trees import sharded_arrays
 
 import stowax as ocp
 from stowax import _deadline, events
-from stowax._budget import Budget
+from stowax._budget import Ledger
 from stowax._report import Report
 from stowax._runtime import Runtime, default_runtime
 from stowax._stores._local import LocalStore
@@ -246,7 +247,7 @@ def report_of(operation):
         in_background=False,
         processes=runtime.processes,
         now_nsecs=runtime.now_nsecs,
-        budget=Budget(),
+        ledger=Ledger(),
     )
 
 
@@ -599,6 +600,22 @@ def test_each_process_tells_what_it_does():
         assert [e.leaf for e in told if e.kind == "leaf"] == ["w"]
         assert len({e.id for e in told}) == 1
         assert told[-1].total_bytes == told[-1].done_bytes == array.nbytes // 2
+
+
+def test_a_load_in_waves_knows_its_whole_size(tmp_path, heard):
+    """However little is read at one time, progress is told of the whole."""
+    state = {f"{i}": np.ones(MIB, np.float32) for i in range(4)}
+    ocp.save(tmp_path / "c", state)
+    asked = {name: jax.ShapeDtypeStruct((MIB,), jnp.bfloat16) for name in state}
+    heard.events.clear()
+
+    with ocp.Context(memory=ocp.options.MemoryOptions(read_concurrent_bytes=8 * MIB)):
+        ocp.load(tmp_path / "c", asked)
+
+    told = [e for e in heard.events if e.kind == "progress"]
+    assert {e.total_bytes for e in told} == {16 * MIB}
+    assert max(e.memory_bytes for e in told) >= 4 * MIB
+    assert heard.events[-1].done_bytes == 16 * MIB
 
 
 def test_nothing_comes_after_the_end(heard):

@@ -1,6 +1,9 @@
 """What a load takes beside its result stays within a budget, whatever is wanted."""
 
+import tracemalloc
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -180,3 +183,91 @@ def test_a_row_costs_its_blocks(store):
     assert (found == state["wide"][3]).all()
     row_bytes = state["wide"][3].nbytes
     assert sum(call.size_bytes for call in reads) <= row_bytes + 2 * MIB
+
+
+def bfloat16(state):
+    """The same state, asked for in another dtype."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16), state)
+
+
+@pytest.fixture
+def floats():
+    """Leaves of a MiB, in a checkpoint in memory."""
+    made = MemoryStore()
+    rng = np.random.default_rng(0)
+    state = {f"{i:02}": rng.random(MIB // 4, np.float32) for i in range(24)}
+    with stowax.Context(file=stowax.options.FileOptions(store=made)):
+        stowax.save("/c", state)
+    return made, state
+
+
+@pytest.mark.parametrize("limit_bytes", [1, 5 * MIB, None])
+def test_what_is_converted_stays_within_the_limit(runtime, floats, limit_bytes):
+    """What is read in one dtype to become another is let go wave by wave."""
+    memory, state = floats
+
+    with context(runtime, memory, limit_bytes):
+        tracemalloc.start()
+        found = stowax.load("/c", bfloat16(state))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    for name, array in state.items():
+        assert (np.asarray(found[name]) == array.astype(jnp.bfloat16)).all()
+    result_bytes = sum(array.nbytes for array in found.values())
+    # One leaf is always possible, and there are names, and plans.
+    assert peak_bytes < result_bytes + (limit_bytes or 48 * MIB) + 3 * MIB
+    assert runtime.passing_budget.taken_bytes == 0
+    assert runtime.passing_budget.peak_bytes <= max(MIB, (limit_bytes or 48 * MIB) // 2)
+
+
+def test_loads_that_convert_wait_for_each_other(runtime, floats):
+    """Several items of one load, and several loads, get through any limit."""
+    memory, state = floats
+    items = {"a": state, "b": state}
+
+    with context(runtime, memory, 1):
+        stowax.save_checkpointables("/both", items)
+        asked = {name: bfloat16(state) for name in items}
+        loading = [stowax.load_checkpointables_async("/both", asked) for _ in range(3)]
+        loaded = [response.result() for response in loading]
+
+    for found in loaded:
+        for name in items:
+            same = np.asarray(found[name]["07"]) == state["07"].astype(jnp.bfloat16)
+            assert same.all()
+    assert runtime.passing_budget.peak_bytes == MIB
+    assert runtime.passing_budget.taken_bytes == 0
+
+
+def test_a_load_that_fails_gives_back_what_it_held(runtime, floats, tmp_path):
+    """Damage in a later wave ends the load, and no other waits for its memory."""
+    _, state = floats
+    stowax.save(tmp_path / "c", state)
+    file = max(tmp_path.glob("c/**/d/*"), key=lambda file: file.stat().st_size)
+    with file.open("r+b") as data:
+        data.seek(file.stat().st_size * 3 // 5)
+        data.write(b"damage")
+
+    memory = stowax.options.MemoryOptions(read_concurrent_bytes=4 * MIB)
+    corrupt = pytest.raises(stowax.errors.CorruptCheckpointError)
+    with stowax.Context(runtime=runtime, memory=memory), corrupt:
+        stowax.load(tmp_path / "c", bfloat16(state))
+
+    assert runtime.passing_budget.peak_bytes == 2 * MIB
+    assert runtime.passing_budget.taken_bytes == 0
+    assert runtime.reading_budget.taken_bytes == 0
+
+
+def test_a_slice_that_is_kept_is_not_passed_on(runtime, store):
+    """What an index leaves of a leaf is read into the memory that is returned."""
+    memory, state = store
+
+    with context(runtime, memory):
+        row = stowax.load_leaf("/c", "wide", index=np.s_[3])
+        asked = jax.ShapeDtypeStruct(row.shape, np.float32)
+        cast = stowax.load_leaf("/c", "wide", abstract_leaf=asked, index=np.s_[3])
+
+    assert (row == state["wide"][3]).all()
+    assert cast.dtype == np.float32
+    assert runtime.passing_budget.peak_bytes == row.nbytes

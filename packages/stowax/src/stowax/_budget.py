@@ -30,10 +30,42 @@ class Scratch(NamedTuple):
 
 
 class Gauge:
-    """The most that was taken of a budget at one time, since somebody looks."""
+    """The most that was taken at one time, since somebody looks."""
 
     def __init__(self, taken_bytes: int) -> None:
         self.peak_bytes = taken_bytes
+
+
+class Ledger:
+    """What is taken now of one or several budgets; it decides nothing.
+
+    Methods may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        # Guards what is below.
+        self._lock = threading.Lock()
+        self._taken_bytes = 0
+        self._gauges: weakref.WeakSet[Gauge] = weakref.WeakSet()
+
+    @property
+    def taken_bytes(self) -> int:
+        """What is taken now."""
+        return self._taken_bytes
+
+    def add(self, size_bytes: int) -> None:
+        """Notes what is taken, or given back if negative."""
+        with self._lock:
+            self._taken_bytes += size_bytes
+            for gauge in self._gauges:
+                gauge.peak_bytes = max(gauge.peak_bytes, self._taken_bytes)
+
+    def gauge(self) -> Gauge:
+        """Watches from now on what is taken, as long as somebody holds it."""
+        with self._lock:
+            gauge = Gauge(self._taken_bytes)
+            self._gauges.add(gauge)
+        return gauge
 
 
 class _Waiter(NamedTuple):
@@ -47,6 +79,9 @@ class Budget:
 
     Methods may be called from any thread.
 
+    Args:
+        ledger: Where it is noted, with what others take; None: one of its own.
+
     Example:
         >>> budget = Budget()
         >>> first = budget.take(60, limit_bytes=100)
@@ -58,13 +93,13 @@ class Budget:
         True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self.ledger = Ledger() if ledger is None else ledger
         # Guards what is below.
         self._lock = threading.Lock()
         self._taken_bytes = 0
         self._peak_bytes = 0
         self._waiting: collections.deque[_Waiter] = collections.deque()
-        self._gauges: weakref.WeakSet[Gauge] = weakref.WeakSet()
 
     @property
     def taken_bytes(self) -> int:
@@ -75,13 +110,6 @@ class Budget:
     def peak_bytes(self) -> int:
         """The most that was ever taken at one time."""
         return self._peak_bytes
-
-    def gauge(self) -> Gauge:
-        """Watches from now on what is taken, as long as somebody holds it."""
-        with self._lock:
-            gauge = Gauge(self._taken_bytes)
-            self._gauges.add(gauge)
-        return gauge
 
     def take(
         self, size_bytes: int, *, limit_bytes: int
@@ -106,6 +134,7 @@ class Budget:
         """Gives back what was taken."""
         with self._lock:
             self._taken_bytes -= size_bytes
+            self.ledger.add(-size_bytes)
         self._grant()
 
     async def wait_for(self, size_bytes: int, *, limit_bytes: int) -> None:
@@ -151,9 +180,7 @@ class Budget:
                 if granted.set_running_or_notify_cancel():
                     self._taken_bytes += size_bytes
                     self._peak_bytes = max(self._peak_bytes, self._taken_bytes)
+                    self.ledger.add(size_bytes)
                     ready.append(granted)
-            if ready:
-                for gauge in self._gauges:
-                    gauge.peak_bytes = max(gauge.peak_bytes, self._taken_bytes)
         for granted in ready:  # Without the lock: whoever is told may ask for more.
             granted.set_result(None)

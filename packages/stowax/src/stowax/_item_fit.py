@@ -8,7 +8,8 @@ No memory is taken and nothing is read, so a dry run ends here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,6 +210,8 @@ def fit_leaf(
     parts = ()
     if dtype is not None:
         parts = tuple(_part(box, seen, view, is_whole=is_whole) for box in wanted.boxes)
+    # By identity: to NumPy, None is equal to float64.
+    is_cast = wanted.dtype is not None and wanted.dtype != dtype
     plan = LeafPlan(
         form=seen,
         target=ready_target,
@@ -217,9 +220,10 @@ def fit_leaf(
         wanted=wanted,
         stored_dtype=dtype,
         parts=parts,
-        # By identity: to NumPy, None is equal to float64.
-        is_as_read=(wanted.dtype is None or wanted.dtype == dtype)
+        is_as_read=not is_cast
         and all(part.box == part.inner and view is None for part in parts),
+        read_bytes=sum(_read_bytes(part, dtype) for part in parts),
+        passing_bytes=_passing_bytes(parts, dtype, wanted, is_cast=is_cast),
         may_map=CAN_MAP and loading.maps_files,
     )
     lost = plan.loss() or ""
@@ -230,6 +234,30 @@ def fit_leaf(
     if lost and loading.casting == "safe":
         return fit(None, lost, cause)
     return fit(plan, lost)
+
+
+def _passing_bytes(
+    parts: Sequence[PartPlan], dtype: np.dtype | None, wanted: Wanted, *, is_cast: bool
+) -> int:
+    """Memory of parts, as read and as made, that is not that of the value."""
+    if dtype is None:
+        return 0
+    # By identity: to NumPy, None is equal to float64.
+    made_dtype = dtype if wanted.dtype is None else wanted.dtype
+    sum_bytes = 0
+    for part in parts:
+        is_made = is_cast or part.box != part.inner
+        if is_made or wanted.is_moved:
+            sum_bytes += _read_bytes(part, dtype)
+        if is_made and wanted.is_moved:
+            sum_bytes += math.prod(part.box.shape) * made_dtype.itemsize
+    return sum_bytes
+
+
+def _read_bytes(part: PartPlan, dtype: np.dtype | None) -> int:
+    if dtype is None or part.stored is None:
+        return 0
+    return math.prod(part.shape) * dtype.itemsize
 
 
 def _part(box: Box, form: LeafForm, view: View | None, *, is_whole: bool) -> PartPlan:

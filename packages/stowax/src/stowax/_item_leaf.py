@@ -52,6 +52,10 @@ class LeafPlan:
     parts: tuple[PartPlan, ...]
     is_as_read: bool
     """Whether every part of the value is just what is read."""
+    read_bytes: int
+    """How much is read."""
+    passing_bytes: int
+    """Memory of what is read that is free again when the value is made."""
     may_map: bool = False
     """Whether memory may show the files."""
 

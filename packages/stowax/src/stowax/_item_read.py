@@ -6,22 +6,25 @@ and meshes; between them the item's source fills the requests on the engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
+
+from stowax._caller import in_mesh
 from stowax._deadline import entering
 from stowax._formats._base import ReadRequest, TreeItem
 from stowax._formats._detect import open_tree
 from stowax._item_fit import ANYTHING, Fitting, LeafFit
-from stowax._item_leaf import Placing
+from stowax._item_leaf import BegunLeaf, LeafPlan, Placing
 from stowax._item_target import asked_form, metadata_leaf, stored_form
 from stowax._item_types import by_name, misfits
 from stowax._keypath import FlatTree, Node, flatten, shown_name, unflatten
 from stowax._leaves._refusal import check_all, function_advice
 from stowax._leaves._registry import Leaves
 from stowax._manifest import LeafEntry
-from stowax._operation import Operation
+from stowax._operation import EngineTask, Operation
 from stowax._plan._match import (
     HINT_COUNT,
     match_paths,
@@ -32,9 +35,11 @@ from stowax._plan._match import (
 from stowax._plan._rename import Rules
 from stowax._plan._rows import AskedBy, LeafPreview, LoadPreview
 from stowax._plan._select import select, show_unused
+from stowax._plan._waves import Wave, in_waves
 from stowax._processes import Processes
 from stowax._report import Tally
 from stowax._settings import LoadSettings
+from stowax._transfer import settle
 from stowax._uncollected import uncollected
 from stowax.errors import UnsupportedLeafError
 from stowax.tree import PLACEHOLDER
@@ -75,45 +80,55 @@ class LoadPlan:
         rows += self.others
         return LoadPreview(self.path, rows, self.problems, asked_by=self.asked_by)
 
-    def begin(self) -> BegunLoad:
-        """Takes the memory that is to be filled.
+    def check(self) -> None:
+        """Refuses what does not fit.
 
         Raises:
             TreeMismatchError: Lists every leaf that does not fit.
         """
         if not self._is_good():
             self.preview().check()
+
+    def narrowed(self) -> list[str]:
+        """Leaves that lose range or kind in a conversion that the target asked for."""
+        return [
+            f"{leaf.name or '<root>'}: {fit.note}"
+            for leaf, fit in zip(self.leaves, self.fits, strict=True)
+            if isinstance(fit, LeafFit) and fit.note
+        ]
+
+    def read_bytes(self) -> int:
+        """How much is read."""
+        return sum([plan.read_bytes for plan in self._plans() if plan is not None])
+
+    def waves(self, limit_bytes: int) -> list[Wave]:
+        """Which leaves are read at one time; see `in_waves`."""
+        passing_bytes = [
+            0 if plan is None else plan.passing_bytes for plan in self._plans()
+        ]
+        return in_waves(passing_bytes, limit_bytes)
+
+    def begin(self, wave: Wave) -> list[BegunLeaf | None]:
+        """Takes the memory that is to be filled; None: of a leaf that is not loaded.
+
+        Raises:
+            HostMemoryError: There is not enough of it.
+        """
+        chosen = slice(wave.start, wave.stop)
         with uncollected():
-            begun = [
+            return [
                 None
-                if isinstance(fit, LeafPreview) or fit.plan is None
-                else fit.plan.begin(leaf.position, self.entries[leaf.position].path)
-                for leaf, fit in zip(self.leaves, self.fits, strict=True)
+                if plan is None
+                else plan.begin(leaf.position, self.entries[leaf.position].path)
+                for leaf, plan in zip(
+                    self.leaves[chosen], self._plans(chosen), strict=True
+                )
             ]
 
-        def finish() -> Any:
-            entering("placing what was read")
-            placing = Placing(self.processes)
-            values: list[Any] = []
-            for start in range(0, len(begun), _PLACED_TOGETHER):
-                with uncollected():
-                    values += [
-                        PLACEHOLDER if leaf is None else placing.place(leaf)
-                        for leaf in begun[start : start + _PLACED_TOGETHER]
-                    ]
-            return unflatten(self.root, values, self.types)
-
-        return BegunLoad(
-            requests=tuple(
-                [r for leaf in begun if leaf is not None for r in leaf.requests]
-            ),
-            finish=finish,
-            narrowed=tuple(
-                f"{leaf.name or '<root>'}: {fit.note}"
-                for leaf, fit in zip(self.leaves, self.fits, strict=True)
-                if isinstance(fit, LeafFit) and fit.note
-            ),
-        )
+    def _plans(self, chosen: slice = slice(None)) -> list[LeafPlan | None]:
+        """Of some leaves; None: it is not loaded."""
+        fits = self.fits[chosen]
+        return [None if isinstance(fit, LeafPreview) else fit.plan for fit in fits]
 
     def _is_good(self) -> bool:
         """Whether there is no problem, without the cost of saying so in words."""
@@ -129,16 +144,80 @@ class LoadPlan:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BegunLoad:
-    """A load of which only the reading and placing are left."""
+class ItemLoad:
+    """Carries out a plan: wave after wave is read on the engine, and placed here.
 
-    requests: tuple[ReadRequest, ...]
-    """To be filled by the item's source."""
-    finish: Callable[[], Any]
-    """Converts, places and builds the tree, once all requests are filled."""
-    narrowed: tuple[str, ...]
-    """Leaves that lose range or kind in a conversion that the target asked for."""
+    Args:
+        operation: The load.
+        item: The open item.
+        plan: What is to be done.
+        mesh: What shardings are resolved against.
+    """
+
+    def __init__(
+        self,
+        operation: Operation,
+        item: TreeItem,
+        plan: LoadPlan,
+        mesh: jax.sharding.Mesh | None,
+    ) -> None:
+        self._operation = operation
+        self._item = item
+        self._plan = plan
+        self._mesh = mesh
+        self._placing = Placing(plan.processes)
+        self._waves = plan.waves(operation.settings.memory.passing_bytes)
+        self._begun: _BegunWave | None = None
+
+    def begin(self) -> None:
+        """Begins to read, unless that takes memory that others may wait for."""
+        if (report := self._operation.report) is not None:
+            report.expect(self._plan.read_bytes())
+        wave = self._waves[0]
+        if not wave.passing_bytes:
+            self._begun = self._begin(wave)
+
+    async def finish(self) -> Any:
+        """Reads what is left, and makes the tree."""
+        values: list[Any] = []
+        for wave in self._waves:
+            async with self._operation.passing(wave.passing_bytes):
+                begun, self._begun = self._begun or self._begin(wave), None
+                await begun.reading
+                # Here and not on the engine's loop: JAX takes default devices and
+                # meshes from the thread.
+                with in_mesh(self._mesh):
+                    placed = self._place(begun.leaves)
+                if wave.passing_bytes:
+                    settle(placed)
+                values += placed
+        return unflatten(self._plan.root, values, self._plan.types)
+
+    def _begin(self, wave: Wave) -> _BegunWave:
+        leaves = self._plan.begin(wave)
+        requests = [r for leaf in leaves if leaf is not None for r in leaf.requests]
+        reading = read_item(self._operation, self._item, requests)
+        return _BegunWave(leaves, self._operation.submit(reading))
+
+    def _place(self, leaves: list[BegunLeaf | None]) -> list[Any]:
+        entering("placing what was read")
+        place = self._placing.place
+        values: list[Any] = []
+        for start in range(0, len(leaves), _PLACED_TOGETHER):
+            together = slice(start, start + _PLACED_TOGETHER)
+            with uncollected():
+                values += [
+                    PLACEHOLDER if leaf is None else place(leaf)
+                    for leaf in leaves[together]
+                ]
+            # What they were made of is not needed any more.
+            leaves[together] = [None] * len(leaves[together])
+        return values
+
+
+class _BegunWave(NamedTuple):
+    leaves: list[BegunLeaf | None]
+    reading: EngineTask[None]
 
 
 async def open_item(
@@ -160,8 +239,6 @@ async def read_item(
 ) -> None:
     """Fills all requests, and tells what was read; for the engine's loop."""
     report = operation.report
-    if report is not None:
-        report.expect(sum([request.out.nbytes for request in requests]))
     if report is None or not report.is_watched:
         await item.source.read(requests, operation.reading)
         return

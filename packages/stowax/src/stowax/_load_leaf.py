@@ -22,6 +22,7 @@ from stowax._plan._index import view_of
 from stowax._plan._match import near_name
 from stowax._plan._rows import LoadPreview
 from stowax._settings import Settings, check_supported
+from stowax._transfer import settle
 from stowax.errors import InvalidNameError, LeafIndexError, LeafNotFoundError
 
 
@@ -86,13 +87,19 @@ def load_leaf(
         assert fit.plan is not None
         if fit.note:
             warn(f"{location}: the dtype asked for loses values: {name}: {fit.note}")
-        begun = fit.plan.begin(position, path)
-        entering("reading it")
-        reading = read_item(tree.operation, tree.item, begun.requests)
-        await tree.operation.submit(reading)
-        entering("placing it")
-        with in_mesh(settings.loading.mesh):
-            return Placing(tree.operation.processes).place(begun)
+        operation, passing_bytes = tree.operation, fit.plan.passing_bytes
+        async with operation.passing(passing_bytes):
+            begun = fit.plan.begin(position, path)
+            if operation.report is not None:
+                operation.report.expect(fit.plan.read_bytes)
+            entering("reading it")
+            await operation.submit(read_item(operation, tree.item, begun.requests))
+            entering("placing it")
+            with in_mesh(settings.loading.mesh):
+                value = Placing(operation.processes).place(begun)
+            if passing_bytes:
+                settle([value])
+            return value
 
     told, report = reported("load", location, settings, in_background=False)
 

@@ -109,9 +109,20 @@ class Operation:
 
     @property
     def reading(self) -> Scratch:
-        """For memory that a load needs beside its result."""
-        limit_bytes = self.settings.memory.reading_bytes
+        """For memory that a load needs beside its result while it reads."""
+        memory = self.settings.memory
+        limit_bytes = memory.reading_bytes - memory.passing_bytes
         return Scratch(self.runtime.reading_budget, limit_bytes)
+
+    def passing(self, size_bytes: int) -> contextlib.AbstractAsyncContextManager[None]:
+        """Holds memory for what has been read and is made into something else.
+
+        Of a budget of its own: who holds some of it needs `reading` to go on.
+        """
+        if not size_bytes:
+            return contextlib.nullcontext()
+        limit_bytes = self.settings.memory.passing_bytes
+        return self.runtime.passing_budget.hold(size_bytes, limit_bytes=limit_bytes)
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> EngineTask[T]:
         """Starts work of our own on the engine's loop."""
@@ -352,7 +363,7 @@ def reported(
         in_background=in_background,
         processes=runtime.processes,
         now_nsecs=runtime.now_nsecs,
-        budget=runtime.staging_budget if is_save else runtime.reading_budget,
+        ledger=(runtime.staging_budget if is_save else runtime.reading_budget).ledger,
         limit_bytes=memory.staging_bytes if is_save else memory.reading_bytes,
     )
     return replace(settings, report=report), report

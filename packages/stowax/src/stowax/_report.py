@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from stowax._budget import Budget
+from stowax._budget import Ledger
 from stowax._events import Event, Verb
 from stowax._listeners import PATIENCE_SECS, subscribed
 from stowax._monitoring import tell_jax
@@ -50,7 +50,7 @@ class Report:
         in_background: Whether the caller goes on meanwhile.
         processes: Which one this is.
         now_nsecs: The time, since the epoch.
-        budget: The memory that it shares with others of its kind.
+        ledger: Of the memory that it shares with others of its kind.
         limit_bytes: What they may take of it; None: that is not known yet.
     """
 
@@ -62,7 +62,7 @@ class Report:
         in_background: bool,
         processes: Processes,
         now_nsecs: Callable[[], int],
-        budget: Budget,
+        ledger: Ledger,
         limit_bytes: int | None = None,
     ) -> None:
         self._operation: Verb = operation
@@ -71,8 +71,8 @@ class Report:
         self._process_index = processes.index
         self._is_primary = processes.is_primary
         self._now_nsecs = now_nsecs
-        self._budget = budget
-        self._gauge = budget.gauge()
+        self._ledger = ledger
+        self._gauge = ledger.gauge()
         self._limit_bytes = limit_bytes
         self._id = next(_SERIAL)
         self._started_secs = time.monotonic()
@@ -223,7 +223,7 @@ class Report:
                 done_bytes=self._done_bytes if size_bytes is None else size_bytes,
                 total_bytes=self._total_bytes,
                 file_bytes=self._file_bytes,
-                memory_bytes=self._budget.taken_bytes,
+                memory_bytes=self._ledger.taken_bytes,
                 peak_memory_bytes=self._gauge.peak_bytes,
                 memory_limit_bytes=self._limit_bytes,
                 leaf=leaf,

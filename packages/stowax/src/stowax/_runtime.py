@@ -75,7 +75,9 @@ class Runtime:
         self.staging_budget = Budget()
         """Memory of values on their way to files, of all saves together."""
         self.reading_budget = Budget()
-        """Memory beside the results, of all loads together."""
+        """Memory beside the results, of all loads together, while they read."""
+        self.passing_budget = Budget(self.reading_budget.ledger)
+        """What they have read and make into something else; noted with the former."""
         self.layouts: Recent[Any] = Recent(4)
         """How the last few structures that were saved are laid out; see `_item_layout`.
         """

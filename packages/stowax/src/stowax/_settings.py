@@ -140,6 +140,14 @@ class MemorySettings:
     surge_bytes: int = 0
     """What the program is about to need elsewhere."""
 
+    @property
+    def passing_bytes(self) -> int:
+        """How much of `reading_bytes` is for what was read and becomes something else.
+
+        An array of another dtype, or on a device with memory of its own.
+        """
+        return self.reading_bytes // 2
+
     def staging_limit_bytes(self, spare_bytes: int, taken_bytes: int) -> int:
         """What all saves together may take.
 

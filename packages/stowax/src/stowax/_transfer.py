@@ -111,6 +111,16 @@ def shares_host_memory(sharding: jax.sharding.Sharding) -> bool:
     return all(device.platform == "cpu" for device in sharding.device_set)
 
 
+def default_shares_host_memory() -> bool:
+    """Whether uncommitted arrays lie where the host reads them without a copy."""
+    return jax.default_backend() == "cpu"
+
+
+def settle(values: Sequence[Any]) -> None:
+    """Returns when values are where they are to be, and need no host memory for it."""
+    jax.block_until_ready(values)
+
+
 def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Uninitialised host memory that a device on the host can adopt."""
     size_bytes = math.prod(shape) * dtype.itemsize
@@ -122,7 +132,7 @@ def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def to_default_device(part: np.ndarray) -> jax.Array:
     """An uncommitted array, as `jnp.zeros` makes one; the memory may be adopted."""
     is_plain = part.nbytes < _SMALL_BYTES and part.dtype.isbuiltin == 1
-    if is_plain and mesh_in_scope() is None and jax.default_backend() == "cpu":
+    if is_plain and mesh_in_scope() is None and default_shares_host_memory():
         # Twice as fast on a CPU, three times slower on a GPU. It copies, knows fewer
         # dtypes, and spreads over a mesh.
         return jnp.asarray(part)

@@ -10,7 +10,7 @@ from stowax._context import Context, current_settings
 from stowax._formats._orbax_json import PYTREE_TYPESTR
 from stowax._handlers._base import OwnHandler
 from stowax._item_layout import StagedItem, stage_item
-from stowax._item_read import metadata_tree, open_item, plan_load, read_item
+from stowax._item_read import ItemLoad, metadata_tree, open_item, plan_load
 from stowax._item_write import complete_items, told_parts, write_part
 from stowax._keypath import flatten
 from stowax._leaves._registry import Leaves
@@ -140,25 +140,19 @@ class PyTreeHandler(OwnHandler):
         loading = self._loading(operation)
         item = await operation.submit(open_item(operation, location, loading))
         with in_mesh(loading.mesh):
-            begun = plan_load(
+            plan = plan_load(
                 item,
                 abstract_checkpointable,
                 has_target=abstract_checkpointable is not None,
                 loading=loading,
                 processes=operation.processes,
                 leaves=self._leaves(operation.settings),
-            ).begin()
-        _warn_narrowed(location, begun.narrowed)
-        reading = operation.submit(read_item(operation, item, begun.requests))
-
-        async def finish() -> Any:
-            await reading
-            # Here and not on the engine's loop: JAX takes default devices and meshes
-            # from the thread.
-            with in_mesh(loading.mesh):
-                return begun.finish()
-
-        return finish()
+            )
+            plan.check()
+        _warn_narrowed(location, plan.narrowed())
+        load = ItemLoad(operation, item, plan, loading.mesh)
+        load.begin()
+        return load.finish()
 
     async def metadata(self, directory: Any) -> Any:
         """The tree of abstract leaves that the directory holds."""

@@ -61,6 +61,8 @@ class Wanted:
     prng_impl: str | None = None
     boxes: tuple[Box, ...] = ()
     """Parts of the stored array that this process needs."""
+    is_moved: bool = False
+    """Whether the value lies elsewhere, and leaves the memory of its parts unused."""
 
 
 Placer = Callable[[Mapping[Box, np.ndarray]], Any]

@@ -33,6 +33,7 @@ from stowax._leaves._base import Description, Holding, Placer, Wanted
 from stowax._manifest import LeafForm
 from stowax._processes import Processes
 from stowax._transfer import (
+    default_shares_host_memory,
     shards_here,
     shares_host_memory,
     to_default_device,
@@ -137,6 +138,11 @@ class JaxArrayLeaf:
             dtype=np.dtype(jax.dtypes.canonicalize_dtype(dtype)),
             prng_impl=impl,
             boxes=tuple(boxes),
+            is_moved=not (
+                default_shares_host_memory()
+                if sharding is None
+                else shares_host_memory(sharding)
+            ),
         )
 
     def placer(self, target: Any, form: LeafForm, processes: Processes) -> Placer:
