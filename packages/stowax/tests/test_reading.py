@@ -265,9 +265,61 @@ def test_a_slice_that_is_kept_is_not_passed_on(runtime, store):
 
     with context(runtime, memory):
         row = stowax.load_leaf("/c", "wide", index=np.s_[3])
+        assert runtime.passing_budget.peak_bytes == 0
         asked = jax.ShapeDtypeStruct(row.shape, np.float32)
         cast = stowax.load_leaf("/c", "wide", abstract_leaf=asked, index=np.s_[3])
 
     assert (row == state["wide"][3]).all()
     assert cast.dtype == np.float32
     assert runtime.passing_budget.peak_bytes == row.nbytes
+
+
+def test_what_is_padded_is_passed_on(runtime):
+    """What is read is copied into an array of another shape."""
+    memory = MemoryStore()
+    state = {"w": np.arange(12, dtype=np.float32).reshape(3, 4)}
+    loading = stowax.options.ArrayOptions.Loading(enable_padding_and_truncation=True)
+    padding = context(runtime, memory)
+    padding.array.loading = loading
+
+    with padding:
+        stowax.save("/c", state)
+        found = stowax.load("/c", {"w": np.zeros((5, 4), np.float32)})
+
+    assert (found["w"][:3] == state["w"]).all()
+    assert runtime.passing_budget.peak_bytes == state["w"].nbytes
+
+
+def test_items_that_convert_come_one_after_the_other(runtime):
+    """None takes memory that is to pass on before it is its turn."""
+    memory = MemoryStore()
+    state = {f"{i:02}": {"w": np.full(MIB // 4, i, np.float32)} for i in range(16)}
+
+    with context(runtime, memory, 1):
+        stowax.save_checkpointables("/c", state)
+        asked = {name: bfloat16(item) for name, item in state.items()}
+        tracemalloc.start()
+        found = stowax.load_checkpointables("/c", asked)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    result_bytes = sum(item["w"].nbytes for item in found.values())
+    assert peak_bytes < result_bytes + 5 * MIB
+
+
+def test_reading_and_passing_on_share_the_limit(runtime):
+    """Pieces of a file, and what is read, are in memory at the same time."""
+    memory = MemoryStore()
+    columns = {f"{i}": np.full((9, 150_000), i, np.int32) for i in range(4)}
+    state = {"converted": np.full(MIB, 7, np.int32), **columns}
+    asked: dict[str, object] = {name: spread(array) for name, array in columns.items()}
+    asked["converted"] = jax.ShapeDtypeStruct((MIB,), np.float32)
+    gauge = runtime.reading_budget.ledger.gauge()
+
+    with context(runtime, memory, 9 * MIB):
+        stowax.save("/c", state)
+        found = stowax.load("/c", asked)
+
+    assert all((np.asarray(found[name]) == state[name]).all() for name in state)
+    assert runtime.passing_budget.peak_bytes == 4 * MIB
+    assert 8 * MIB <= gauge.peak_bytes <= 9 * MIB

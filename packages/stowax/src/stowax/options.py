@@ -591,7 +591,11 @@ class MemoryOptions(OptionGroup):
     """
 
     read_concurrent_bytes: int | None = None
-    """Memory that all loads together may take beside what they return; None: 48 MiB."""
+    """Memory that all loads together may take beside what they return; None: 48 MiB.
+
+    Half of it is for arrays that were read and become others, such as those on devices
+    with memory of their own: there, more may be faster. A single array may exceed it.
+    """
 
     transfer_concurrent_bytes: int | None = None
     """The same limit as `write_concurrent_bytes`; the lower one counts."""
