@@ -1,5 +1,6 @@
 """What a load takes beside its result stays within a budget, whatever is wanted."""
 
+import asyncio
 import tracemalloc
 
 import jax
@@ -146,6 +147,33 @@ def test_whole_arrays_need_no_scratch(runtime, store):
 
     assert (found == state["wide"]).all()
     assert runtime.reading_budget.peak_bytes == 0
+
+
+def test_one_array_is_read_by_several_at_once(runtime):
+    """However few arrays there are, the disk has several reads to do."""
+
+    class Together(MemoryStore):
+        """Answers the first reads of array data when there are four."""
+
+        def __init__(self):
+            super().__init__()
+            self.waiting = asyncio.Event()
+            self.count = 0
+
+        async def read_into(self, path, offset_bytes, buffer):
+            if "data-" in path:
+                self.count += 1
+                if self.count == 4:
+                    self.waiting.set()
+                await asyncio.wait_for(self.waiting.wait(), 20)
+            await super().read_into(path, offset_bytes, buffer)
+
+    memory, array = Together(), np.arange(4 * MIB)
+    with context(runtime, memory):
+        stowax.save("/c", {"w": array})
+        found = stowax.load("/c")
+
+    assert (found["w"] == array).all()
 
 
 @given(data=st.data())

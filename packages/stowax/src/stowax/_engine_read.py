@@ -8,10 +8,11 @@ sees a byte, and scratch memory counts against the reading budget.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import functools
 import operator
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -75,19 +76,19 @@ class ChunkSource:
         arrived: Arrived | None = None,
     ) -> None:
         """Fills every request; see `ArraySource`."""
-        slots = asyncio.Semaphore(_CONCURRENT_READS)
-
-        async def read_group(group: Sequence[ChunkRead]) -> None:
-            async with slots:
-                await self._read_group(group, scratch, arrived)
-
         chunks = await on_worker(self._chunks_of, requests)
         brought = [chunk for chunk in chunks if chunk.payload is not None]
         if brought:
             await on_worker(self._take_brought, brought)
             _tell(arrived, brought)
             chunks = [chunk for chunk in chunks if chunk.payload is None]
-        await run_all(read_group(group) for group in _neighbours(chunks))
+        jobs = self._jobs(chunks, scratch, arrived)
+
+        async def work() -> None:
+            for job in jobs:
+                await job()
+
+        await run_all(work() for _ in range(_CONCURRENT_READS))
 
     @uncollected()
     def _chunks_of(self, requests: Sequence[ReadRequest]) -> list[ChunkRead]:
@@ -122,14 +123,35 @@ class ChunkSource:
             payload = np.frombuffer(chunk.payload or b"", np.uint8)
             self._take(join(self._directory, chunk.file), chunk, payload)
 
+    def _jobs(
+        self, chunks: Sequence[ChunkRead], scratch: Scratch, arrived: Arrived | None
+    ) -> Iterator[Callable[[], Coroutine[Any, Any, None]]]:
+        """All that is to be read, in order, in parts that can be read side by side.
+
+        Made as they are begun: of a large array there are thousands.
+        """
+        for group in _neighbours(chunks):
+            first = group[0]
+            path = join(self._directory, first.file)
+            more = scratch, arrived
+            if len(group) > 1 or _is_read_whole(first):
+                yield functools.partial(self._read_group, path, group, *more)
+            elif first.decoder is not None:
+                yield functools.partial(self._read_coded, path, first, *more)
+            elif self._may_map(path, first):
+                yield functools.partial(self._map_or_read, path, first, *more)
+            else:
+                for piece in _pieces(first):
+                    yield functools.partial(self._read_piece, path, first, piece, *more)
+
     async def _read_group(
-        self, group: Sequence[ChunkRead], scratch: Scratch, arrived: Arrived | None
+        self,
+        path: str,
+        group: Sequence[ChunkRead],
+        scratch: Scratch,
+        arrived: Arrived | None,
     ) -> None:
         first = group[0]
-        path = join(self._directory, first.file)
-        if len(group) == 1 and not _is_read_whole(first):
-            await self._read_large(path, first, scratch, arrived)
-            return
         # Nothing says that the last to begin is the last to end.
         end_bytes = max([chunk.end_bytes for chunk in group])
         size_bytes = end_bytes - first.offset_bytes
@@ -165,40 +187,61 @@ class ChunkSource:
         if direct is None:
             _copy_out(chunk, payload, 0)
 
-    async def _read_large(
+    async def _read_coded(
         self, path: str, chunk: ChunkRead, scratch: Scratch, arrived: Arrived | None
     ) -> None:
         direct = _direct_memory(chunk)
-        if chunk.decoder is not None:
-            elements_bytes = 0 if direct is not None else chunk.whole.size_bytes
-            async with scratch.hold(chunk.length_bytes + elements_bytes):
-                payload = allocate((chunk.length_bytes,), np.dtype(np.uint8))
-                await self._fill(path, [chunk], chunk.offset_bytes, payload)
-                await on_worker(self._take, path, chunk, payload)
-            _tell(arrived, [chunk])
-            return
-        if direct is not None and await self._map(path, chunk, direct):
-            _tell(arrived, [chunk])
-            return
-        for begin, end in _pieces(chunk):
-            if direct is not None:
-                await self._read_piece(path, chunk, begin, direct[begin:end])
-                if arrived is not None:
-                    arrived([(chunk.uses[0][0].leaf, end - begin)])
-                continue
-            async with scratch.hold(end - begin):
-                piece = np.empty(end - begin, np.uint8)
-                await self._read_piece(path, chunk, begin, piece)
-                copied = await on_worker(_copy_out, chunk, piece, begin)
-            if arrived is not None:
-                arrived(copied)
+        elements_bytes = 0 if direct is not None else chunk.whole.size_bytes
+        async with scratch.hold(chunk.length_bytes + elements_bytes):
+            payload = allocate((chunk.length_bytes,), np.dtype(np.uint8))
+            await self._fill(path, [chunk], chunk.offset_bytes, payload)
+            await on_worker(self._take, path, chunk, payload)
+        _tell(arrived, [chunk])
 
-    async def _map(self, path: str, chunk: ChunkRead, direct: np.ndarray) -> bool:
+    async def _read_piece(
+        self,
+        path: str,
+        chunk: ChunkRead,
+        piece: tuple[int, int],
+        scratch: Scratch,
+        arrived: Arrived | None,
+    ) -> None:
+        begin, end = piece
+        direct = _direct_memory(chunk)
+        if direct is not None:
+            await self._read_blocks(path, chunk, begin, direct[begin:end])
+            copied = [(chunk.uses[0][0].leaf, end - begin)]
+        else:
+            async with scratch.hold(end - begin):
+                blocks = np.empty(end - begin, np.uint8)
+                await self._read_blocks(path, chunk, begin, blocks)
+                copied = await on_worker(_copy_out, chunk, blocks, begin)
+        if arrived is not None:
+            arrived(copied)
+
+    def _may_map(self, path: str, chunk: ChunkRead) -> bool:
+        return (
+            chunk.uses[0][0].may_map
+            and _direct_memory(chunk) is not None
+            and self._store.local_path(path) is not None
+        )
+
+    async def _map_or_read(
+        self, path: str, chunk: ChunkRead, scratch: Scratch, arrived: Arrived | None
+    ) -> None:
+        """For systems, and files, of which it only shows whether they can be mapped."""
+        if await self._map(path, chunk):
+            _tell(arrived, [chunk])
+            return
+        for piece in _pieces(chunk):
+            await self._read_piece(path, chunk, piece, scratch, arrived)
+
+    async def _map(self, path: str, chunk: ChunkRead) -> bool:
         """Has the caller's memory show the file, and verifies what it shows, once."""
         request, _ = chunk.uses[0]
-        file = self._store.local_path(path) if request.may_map else None
-        if file is None:
-            return False
+        file, direct = self._store.local_path(path), _direct_memory(chunk)
+        assert file is not None
+        assert direct is not None
 
         def map_and_check() -> bool:
             is_mapped = map_file(
@@ -215,7 +258,7 @@ class ChunkSource:
         async with self._saying_what_is_lost(path, [chunk]):
             return await on_worker(map_and_check)
 
-    async def _read_piece(
+    async def _read_blocks(
         self, path: str, chunk: ChunkRead, begin_bytes: int, memory: np.ndarray
     ) -> None:
         """Reads whole blocks of a payload, from a given one on, and verifies them."""
