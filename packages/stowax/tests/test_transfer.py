@@ -5,8 +5,11 @@ import sys
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from sample_trees import JAX_DTYPES, OWN_DTYPES, bits, differences, mesh
@@ -14,6 +17,7 @@ from sample_trees import JAX_DTYPES, OWN_DTYPES, bits, differences, mesh
 from stowax._sharding import boxes_by_device
 from stowax._transfer import (
     ALIGNMENT_BYTES,
+    HostMemory,
     allocate,
     shards_here,
     to_default_device,
@@ -109,3 +113,43 @@ def test_to_devices(sharding):
     assert array.sharding == sharding
     assert array.sharding.memory_kind == sharding.memory_kind
     assert np.asarray(array).tolist() == host.tolist()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(0, 40), max_size=3).map(tuple),
+            st.sampled_from(["bool", "int8", "float32", "complex128", "bfloat16"]),
+        ),
+        max_size=40,
+    )
+)
+def test_memory_of_many_arrays(asked):
+    """Every array has aligned memory of its own, of its shape and dtype."""
+    memory = HostMemory()
+
+    taken = [memory.take(shape, jnp.dtype(dtype)) for shape, dtype in asked]
+    for number, array in enumerate(taken):
+        array.reshape(-1).view(np.uint8)[...] = number
+
+    for number, (array, (shape, dtype)) in enumerate(zip(taken, asked, strict=True)):
+        assert (array.shape, array.dtype) == (shape, jnp.dtype(dtype))
+        assert not array.size or array.ctypes.data % ALIGNMENT_BYTES == 0
+        assert array.flags.c_contiguous
+        assert array.flags.writeable
+        assert (array.reshape(-1).view(np.uint8) == number).all()
+
+
+def test_a_small_array_keeps_little_beside_it():
+    """Whoever keeps one array of a tree does not keep the memory of all of them."""
+    memory = HostMemory()
+    small = [memory.take((1024,), np.dtype(np.uint8)) for _ in range(1000)]
+    large = memory.take((1 << 20,), np.dtype(np.uint8))
+
+    def kept_bytes(array):
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        return array.nbytes
+
+    assert max(kept_bytes(array) for array in small) <= (64 << 10) + ALIGNMENT_BYTES
+    assert kept_bytes(large) <= large.nbytes + ALIGNMENT_BYTES

@@ -20,7 +20,7 @@ from stowax._manifest import LeafForm
 from stowax._mapped import allocate_pages
 from stowax._plan._cast import convert, loss
 from stowax._processes import Processes
-from stowax._transfer import allocate
+from stowax._transfer import HostMemory, allocate
 from stowax.errors import HostMemoryError
 
 
@@ -59,12 +59,13 @@ class LeafPlan:
     may_map: bool = False
     """Whether memory may show the files."""
 
-    def begin(self, position: int, path: KeyPath) -> BegunLeaf:
+    def begin(self, position: int, path: KeyPath, memory: HostMemory) -> BegunLeaf:
         """Takes the memory that is to be filled.
 
         Args:
             position: Of the leaf in its manifest.
             path: Of the same.
+            memory: Where it is taken from.
 
         Raises:
             HostMemoryError: There is not enough of it.
@@ -72,12 +73,13 @@ class LeafPlan:
         dtype = self.stored_dtype
         if dtype is None:
             return BegunLeaf(self, path, [])
+        take = allocate_pages if self.may_map else memory.take
         try:
             requests = [
                 ReadRequest(
                     position,
                     stored,
-                    _memory(shape, dtype, self.may_map),
+                    _take(shape, dtype, take),
                     self.may_map,
                 )
                 for _, _, stored, shape in self.parts
@@ -123,6 +125,8 @@ class LeafPlan:
     def made(self, requests: Sequence[ReadRequest]) -> dict[Box, np.ndarray]:
         """The parts that the value is made of, given what was read of each."""
         if self.is_as_read:
+            if len(requests) == 1:  # As most are.
+                return {self.parts[0].box: requests[0].out}
             return {
                 part.box: request.out
                 for part, request in zip(self.parts, requests, strict=True)
@@ -143,7 +147,7 @@ class LeafPlan:
         if part.inner == part.box and not self.is_cast:
             return read
         if part.inner == part.box:
-            made = _memory(part.box.shape, dtype)
+            made = _take(part.box.shape, dtype)
         else:
             made = _zeros(part.box.shape, dtype)
         made[part.inner.within(part.box)] = convert(read, made.dtype)
@@ -186,8 +190,10 @@ class Placing:
                 raise
 
 
-def _memory(
-    shape: tuple[int, ...], dtype: np.dtype, may_map: bool = False
+def _take(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    take: Callable[[tuple[int, ...], np.dtype], np.ndarray] = allocate,
 ) -> np.ndarray:
     """Host memory for a part of a leaf.
 
@@ -198,7 +204,7 @@ def _memory(
         HostMemoryError: There is not enough.
     """
     try:
-        return allocate_pages(shape, dtype) if may_map else allocate(shape, dtype)
+        return take(shape, dtype)
     except MemoryError as error:
         size_bytes = math.prod(shape) * dtype.itemsize
         raise HostMemoryError(
@@ -210,7 +216,7 @@ def _memory(
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    zeros = _memory(shape, dtype)
+    zeros = _take(shape, dtype)
     # By bytes: some dtypes of ml_dtypes cannot be assigned a Python number.
     zeros.reshape(-1).view(np.uint8)[...] = 0
     return zeros

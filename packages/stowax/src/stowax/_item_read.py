@@ -39,7 +39,7 @@ from stowax._plan._waves import Wave, in_waves
 from stowax._processes import Processes
 from stowax._report import Tally
 from stowax._settings import LoadSettings
-from stowax._transfer import settle
+from stowax._transfer import HostMemory, settle
 from stowax._uncollected import uncollected
 from stowax.errors import UnsupportedLeafError
 from stowax.tree import PLACEHOLDER
@@ -114,12 +114,12 @@ class LoadPlan:
         Raises:
             HostMemoryError: There is not enough of it.
         """
-        chosen = slice(wave.start, wave.stop)
+        chosen, memory = slice(wave.start, wave.stop), HostMemory()
         with uncollected():
             return [
                 None
                 if plan is None
-                else plan.begin(leaf.position, self.entries[leaf.position].path)
+                else plan.begin(leaf.position, self.entries[leaf.position].path, memory)
                 for leaf, plan in zip(
                     self.leaves[chosen], self._plans(chosen), strict=True
                 )

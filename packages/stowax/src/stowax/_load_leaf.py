@@ -22,7 +22,7 @@ from stowax._plan._index import view_of
 from stowax._plan._match import near_name
 from stowax._plan._rows import LoadPreview
 from stowax._settings import Settings, check_supported
-from stowax._transfer import settle
+from stowax._transfer import HostMemory, settle
 from stowax.errors import InvalidNameError, LeafIndexError, LeafNotFoundError
 
 
@@ -89,7 +89,7 @@ def load_leaf(
             warn(f"{location}: the dtype asked for loses values: {name}: {fit.note}")
         operation, passing_bytes = tree.operation, fit.plan.passing_bytes
         async with operation.passing(passing_bytes):
-            begun = fit.plan.begin(position, path)
+            begun = fit.plan.begin(position, path, HostMemory())
             if operation.report is not None:
                 operation.report.expect(fit.plan.read_bytes)
             entering("reading it")

@@ -28,6 +28,9 @@ ALIGNMENT_BYTES = 64
 _SMALL_BYTES = 4 << 10
 """Below this, JAX is quicker to copy memory than to adopt it."""
 
+_BLOCK_BYTES = 64 << 10
+"""What is kept of memory, at most, by a small array that alone is left of a tree."""
+
 _PINNED = "pinned_host"
 
 _SHARDS = threading.Lock()
@@ -127,6 +130,29 @@ def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     raw = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT_BYTES
     return raw[start : start + size_bytes].view(dtype).reshape(shape)
+
+
+class HostMemory:
+    """Memory for the many arrays of a tree; small ones share blocks of it.
+
+    Not for several threads.
+    """
+
+    def __init__(self) -> None:
+        self._block = np.empty(0, np.uint8)
+        self._start = 0
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Uninitialised memory that a device on the host can adopt."""
+        size_bytes = math.prod(shape) * dtype.itemsize
+        if size_bytes > _SMALL_BYTES:
+            return allocate(shape, dtype)
+        if self._start + size_bytes > self._block.size:
+            self._block = allocate((_BLOCK_BYTES,), np.dtype(np.uint8))
+            self._start = 0
+        start = self._start
+        self._start = start + size_bytes + -size_bytes % ALIGNMENT_BYTES
+        return np.ndarray(shape, dtype, self._block, start)
 
 
 def to_default_device(part: np.ndarray) -> jax.Array:
