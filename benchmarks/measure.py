@@ -100,7 +100,9 @@ def measure_load(library: Library, tree: Any, folder: Path) -> dict[str, float]:
         figures["load"] = seconds(lambda: library.load(checkpoint, tree))
     copies = sum(len(leaf.sharding.device_set) for leaf in jax.tree.leaves(tree))
     if copies == len(jax.tree.leaves(tree)):  # Else devices share what they hold.
-        figures["load, extra memory"] = peak.extra_bytes - size_bytes(tree)
+        is_here = type(library) is Raw or not _is_elsewhere(tree)
+        result_bytes = size_bytes(tree) if is_here else 0
+        figures["load, extra memory"] = peak.extra_bytes - result_bytes
     if library.load_numpy is not None:
         figures["load NumPy"] = seconds(lambda: library.load_numpy(checkpoint, tree))
     drop_from_cache(checkpoint)
