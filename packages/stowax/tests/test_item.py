@@ -14,7 +14,8 @@ from stowax._budget import Budget
 from stowax._context import Context
 from stowax._formats._detect import open_tree
 from stowax._item_layout import stage_item
-from stowax._item_read import ItemLoad, metadata_tree, plan_load
+from stowax._item_plan import plan_load
+from stowax._item_read import ItemLoad, metadata_tree
 from stowax._item_write import complete_items, told_parts, write_part
 from stowax._leaves._registry import Leaves
 from stowax._operation import Operation, in_place

@@ -80,6 +80,7 @@ LAYERS = {
     "_item_layout": 6,
     "_item_fit": 6,
     "_item_leaf": 6,
+    "_item_plan": 6,
     "_item_read": 6,
     "_item_target": 6,
     "_item_types": 6,

@@ -1,13 +1,12 @@
-"""How one tree item is read: a target is held against it, filled, and put together.
+"""How one tree item is read: it is opened, filled wave by wave, and put together.
 
-Planning and finishing are for the thread of the caller, which has JAX's default devices
-and meshes; between them the item's source fills the requests on the engine.
+The item's source fills the requests on the engine; placing is for the thread of the
+caller, which has JAX's default devices and meshes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -16,132 +15,55 @@ from stowax._caller import in_mesh
 from stowax._deadline import entering
 from stowax._formats._base import ReadRequest, TreeItem
 from stowax._formats._detect import open_tree
-from stowax._item_fit import ANYTHING, Fitting, LeafFit
-from stowax._item_leaf import BegunLeaf, LeafPlan, Placing
-from stowax._item_target import asked_form, metadata_leaf, stored_form
+from stowax._item_leaf import BegunLeaf, Placing
+from stowax._item_plan import LoadPlan
+from stowax._item_target import metadata_leaf
 from stowax._item_types import by_name, misfits
-from stowax._keypath import FlatTree, Node, flatten, shown_name, unflatten
-from stowax._leaves._refusal import check_all, function_advice
-from stowax._leaves._registry import Leaves
-from stowax._manifest import LeafEntry
+from stowax._keypath import shown_name, unflatten
 from stowax._operation import EngineTask, Operation
-from stowax._plan._match import (
-    HINT_COUNT,
-    match_paths,
-    near_name,
-    other_keys,
-    roles_below,
-)
-from stowax._plan._rename import Rules
-from stowax._plan._rows import AskedBy, LeafPreview, LoadPreview
-from stowax._plan._select import select, show_unused
-from stowax._plan._waves import Wave, in_waves
-from stowax._processes import Processes
+from stowax._plan._waves import Wave
 from stowax._report import Tally
 from stowax._settings import LoadSettings
-from stowax._transfer import HostMemory, settle
+from stowax._transfer import settle
 from stowax._uncollected import uncollected
-from stowax.errors import UnsupportedLeafError
 from stowax.tree import PLACEHOLDER
 
 _PLACED_TOGETHER = 256
 """Leaves, between two chances for a garbage collection."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadPlan:
-    """What a load would do; nothing has been taken or read for it."""
+async def open_item(
+    operation: Operation, location: str, loading: LoadSettings
+) -> TreeItem:
+    """Opens a tree item, whoever wrote it; for the engine's loop."""
+    return await open_tree(
+        operation.store,
+        location,
+        operation.digests,
+        verify=operation.settings.verify,
+        rich_types=operation.settings.rich_types,
+        fills_missing=loading.fills_missing,
+    )
 
-    path: str
-    root: Node
-    leaves: Sequence[_Leaf]
-    """In the order of the root."""
-    fits: Sequence[LeafFit | LeafPreview]
-    """How each is loaded; the second kind is not."""
-    entries: Sequence[LeafEntry]
-    """What is stored."""
-    others: Sequence[LeafPreview]
-    """Stored leaves that the result has no place for."""
-    problems: Sequence[str]
-    """Those that are no leaf's own."""
-    asked_by: AskedBy
-    processes: Processes
-    types: dict[str, type]
-    """Classes of which stored containers are made, by their recorded names."""
 
-    def preview(self) -> LoadPreview:
-        """The same in words."""
-        rows = [
-            fit
-            if isinstance(fit, LeafPreview)
-            else fit.row(leaf.name, self.entries[leaf.position].path)
-            for leaf, fit in zip(self.leaves, self.fits, strict=True)
-        ]
-        rows += self.others
-        return LoadPreview(self.path, rows, self.problems, asked_by=self.asked_by)
-
-    def check(self) -> None:
-        """Refuses what does not fit.
-
-        Raises:
-            TreeMismatchError: Lists every leaf that does not fit.
-        """
-        if not self._is_good():
-            self.preview().check()
-
-    def narrowed(self) -> list[str]:
-        """Leaves that lose range or kind in a conversion that the target asked for."""
-        return [
-            f"{leaf.name or '<root>'}: {fit.note}"
-            for leaf, fit in zip(self.leaves, self.fits, strict=True)
-            if isinstance(fit, LeafFit) and fit.note
-        ]
-
-    def read_bytes(self) -> int:
-        """How much is read."""
-        return sum([plan.read_bytes for plan in self._plans() if plan is not None])
-
-    def waves(self, limit_bytes: int) -> list[Wave]:
-        """Which leaves are read at one time; see `in_waves`."""
-        passing_bytes = [
-            0 if plan is None else plan.passing_bytes for plan in self._plans()
-        ]
-        return in_waves(passing_bytes, limit_bytes)
-
-    def begin(self, wave: Wave) -> list[BegunLeaf | None]:
-        """Takes the memory that is to be filled; None: of a leaf that is not loaded.
-
-        Raises:
-            HostMemoryError: There is not enough of it.
-        """
-        chosen, memory = slice(wave.start, wave.stop), HostMemory()
-        with uncollected():
-            return [
-                None
-                if plan is None
-                else plan.begin(leaf.position, self.entries[leaf.position].path, memory)
-                for leaf, plan in zip(
-                    self.leaves[chosen], self._plans(chosen), strict=True
-                )
-            ]
-
-    def _plans(self, chosen: slice = slice(None)) -> list[LeafPlan | None]:
-        """Of some leaves; None: it is not loaded."""
-        fits = self.fits[chosen]
-        return [None if isinstance(fit, LeafPreview) else fit.plan for fit in fits]
-
-    def _is_good(self) -> bool:
-        """Whether there is no problem, without the cost of saying so in words."""
-        return (
-            not self.problems
-            and all(row.outcome != "mismatch" for row in self.others)
-            and all(
-                fit.plan is not None
-                if isinstance(fit, LeafFit)
-                else fit.outcome != "mismatch"
-                for fit in self.fits
-            )
-        )
+async def read_item(
+    operation: Operation, item: TreeItem, requests: Sequence[ReadRequest]
+) -> None:
+    """Fills all requests, and tells what was read; for the engine's loop."""
+    report = operation.report
+    if report is None or not report.is_watched:
+        await item.source.read(requests, operation.reading)
+        return
+    leaves = item.manifest.leaves
+    tally = Tally(
+        report,
+        [(request.leaf, request.out.nbytes) for request in requests],
+        lambda leaf: shown_name(leaves[leaf].path),
+    )
+    await item.source.read(
+        requests, operation.reading, lambda parts: report.moved(tally.arrived(parts))
+    )
+    report.moved(tally.complete())  # Zeros that nobody has stored.
 
 
 class ItemLoad:
@@ -181,6 +103,8 @@ class ItemLoad:
         """Reads what is left, and makes the tree."""
         values: list[Any] = []
         for wave in self._waves:
+            if wave.start:
+                entering("reading the next leaves")
             async with self._operation.passing(wave.passing_bytes):
                 begun, self._begun = self._begun or self._begin(wave), None
                 await begun.reading
@@ -220,99 +144,6 @@ class _BegunWave(NamedTuple):
     reading: EngineTask[None]
 
 
-async def open_item(
-    operation: Operation, location: str, loading: LoadSettings
-) -> TreeItem:
-    """Opens a tree item, whoever wrote it; for the engine's loop."""
-    return await open_tree(
-        operation.store,
-        location,
-        operation.digests,
-        verify=operation.settings.verify,
-        rich_types=operation.settings.rich_types,
-        fills_missing=loading.fills_missing,
-    )
-
-
-async def read_item(
-    operation: Operation, item: TreeItem, requests: Sequence[ReadRequest]
-) -> None:
-    """Fills all requests, and tells what was read; for the engine's loop."""
-    report = operation.report
-    if report is None or not report.is_watched:
-        await item.source.read(requests, operation.reading)
-        return
-    leaves = item.manifest.leaves
-    tally = Tally(
-        report,
-        [(request.leaf, request.out.nbytes) for request in requests],
-        lambda leaf: shown_name(leaves[leaf].path),
-    )
-    await item.source.read(
-        requests, operation.reading, lambda parts: report.moved(tally.arrived(parts))
-    )
-    report.moved(tally.complete())  # Zeros that nobody has stored.
-
-
-@uncollected()
-def plan_load(
-    item: TreeItem,
-    target: Any,
-    *,
-    has_target: bool,
-    loading: LoadSettings,
-    processes: Processes,
-    leaves: Leaves,
-) -> LoadPlan:
-    """Matches a target with what is stored, and says what would be done.
-
-    Args:
-        item: The open item.
-        target: The abstract state, if there is one.
-        has_target: Whether there is one; None is an abstract state too.
-        loading: The settings.
-        processes: Says which parts this process needs.
-        leaves: The kinds of leaves that are known.
-
-    Raises:
-        RenameError: The rules of the settings cannot be followed.
-        UnsupportedLeafError: Lists every leaf that asks for nothing that a checkpoint
-            can hold.
-        UnsupportedOptionError: A class of the settings can make no container.
-    """
-    rules, types = Rules(loading.rename), by_name(loading.container_types)
-    if has_target:
-        flat = flatten(target, leaves.takes_target)
-        asked = _asked(item.manifest.leaves, flat, rules, loading)
-    else:
-        asked = _stored(item, rules)
-    entries = item.manifest.leaves
-    fitting = Fitting(loading, processes, leaves)
-    fits: list[LeafFit | LeafPreview] = []
-    unsupported: list[UnsupportedLeafError] = []
-    for name, position, target, row in asked.leaves:
-        if row is not None:
-            fits.append(row)
-            continue
-        try:
-            fits.append(fitting.fit(entries[position].form, target, name))
-        except UnsupportedLeafError as error:
-            unsupported.append(error)
-    check_all(unsupported, "loaded")
-    return LoadPlan(
-        path=item.path,
-        root=asked.root,
-        leaves=asked.leaves,
-        fits=fits,
-        entries=entries,
-        others=asked.others,
-        problems=[*asked.problems, *misfits(asked.root, types)],
-        asked_by=asked.by,
-        processes=processes,
-        types=types,
-    )
-
-
 @uncollected()
 def metadata_tree(item: TreeItem, loading: LoadSettings) -> Any:
     """The tree of what `metadata()` shows for every leaf."""
@@ -325,139 +156,3 @@ def metadata_tree(item: TreeItem, loading: LoadSettings) -> Any:
         shown.append(by_form[id(form)])
     root, types = item.manifest.root, by_name(loading.container_types)
     return unflatten(root, shown, None if misfits(root, types) else types)
-
-
-class _Leaf(NamedTuple):
-    """One leaf of the result, and the stored one that it is to be made of."""
-
-    name: str
-    position: int = -1
-    target: Any = ANYTHING
-    row: LeafPreview | None = None
-    """What there is to say of a leaf that is not loaded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _AskedTree:
-    root: Node
-    by: AskedBy
-    leaves: Sequence[_Leaf]
-    others: Sequence[LeafPreview] = ()
-    """Stored leaves that the result has no place for."""
-    problems: Sequence[str] = ()
-
-
-def _stored(item: TreeItem, rules: Rules) -> _AskedTree:
-    """All that is stored, or exactly what the rules map."""
-    entries = item.manifest.leaves
-    if not rules:
-        leaves = [
-            _Leaf(name=shown_name(e.path), position=i) for i, e in enumerate(entries)
-        ]
-        return _AskedTree(root=item.manifest.root, by="nobody", leaves=leaves)
-    selection = select(rules, item.manifest.root)
-    chosen = set(selection.positions)
-    return _AskedTree(
-        root=selection.root,
-        by="rules",
-        leaves=[
-            _Leaf(name=name, position=position)
-            for name, position in zip(selection.names, selection.positions, strict=True)
-        ],
-        others=[
-            LeafPreview(
-                target=None,
-                stored=shown_name(entry.path),
-                stored_form=stored_form(entry.form),
-                outcome="not loaded",
-            )
-            for i, entry in enumerate(entries)
-            if i not in chosen
-        ],
-        problems=[
-            *show_unused(rules, selection.unused_rules, "the checkpoint"),
-            *selection.problems,
-        ],
-    )
-
-
-def _asked(
-    entries: Sequence[LeafEntry], flat: FlatTree, rules: Rules, loading: LoadSettings
-) -> _AskedTree:
-    """The abstract state, with the stored leaf for each of its leaves."""
-    skipped = [leaf is PLACEHOLDER for leaf in flat.leaves]
-    match = match_paths(flat, entries, skipped=skipped, rules=rules)
-    unused = [entries[i].name for i in match.unused]
-    roles = roles_below(entries[i].path for i in match.unused)
-    leaves: list[_Leaf] = []
-    hint_count = 0
-    for path, name, looked_up, position, leaf in zip(
-        *(flat.paths, flat.names, match.looked_up, match.positions, flat.leaves),
-        strict=True,
-    ):
-        name = name or shown_name(path)
-        row = None
-        if leaf is PLACEHOLDER:
-            row = LeafPreview(target=name, stored=None, outcome="not loaded")
-        elif position < 0:
-            keys, near = other_keys(path, roles), None
-            if keys is None and hint_count < HINT_COUNT:
-                # A rule cannot say "" of the key that is empty: it means the root.
-                near = near_name(looked_up, unused) or None
-                hint_count += 1
-            row = _missing(name, looked_up, leaf, near, (keys, function_advice(leaf)))
-        leaves.append(_Leaf(name=name, position=position, target=leaf, row=row))
-    others = [_dropped(name, entries[i]) for name, i in match.dropped]
-    others += [_unasked(entries[i], loading) for i in match.unused]
-    return _AskedTree(
-        root=flat.root,
-        by="state",
-        leaves=leaves,
-        others=others,
-        problems=show_unused(rules, match.unused_rules, "the abstract state"),
-    )
-
-
-def _missing(
-    name: str,
-    looked_up: str,
-    target: Any,
-    near: str | None,
-    more: Sequence[str | None],
-) -> LeafPreview:
-    notes = [note for note in more if note is not None]
-    if looked_up and looked_up != name:
-        notes.append(f"looked for as {looked_up!r}")
-    if near is not None:
-        notes.append(f"near it is {near!r}")
-    return LeafPreview(
-        target=name,
-        stored=None,
-        asked_form=asked_form(target),
-        outcome="mismatch",
-        note=", ".join(notes),
-        cause="name",
-        near=near,
-    )
-
-
-def _dropped(name: str, entry: LeafEntry) -> LeafPreview:
-    """A stored leaf in whose place the abstract state has None."""
-    return LeafPreview(
-        target=name,
-        stored=shown_name(entry.path),
-        asked_form="None",
-        stored_form=stored_form(entry.form),
-        outcome="not loaded",
-    )
-
-
-def _unasked(entry: LeafEntry, loading: LoadSettings) -> LeafPreview:
-    """A stored leaf that the abstract state has no place for."""
-    return LeafPreview(
-        target=None,
-        stored=shown_name(entry.path),
-        stored_form=stored_form(entry.form),
-        outcome="not loaded" if loading.partial else "mismatch",
-        cause="" if loading.partial else "extra",
-    )

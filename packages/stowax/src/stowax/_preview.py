@@ -7,7 +7,7 @@ from typing import Any
 from stowax._caller import in_mesh
 from stowax._context import current_settings
 from stowax._deadline import drive_in_time
-from stowax._item_read import plan_load
+from stowax._item_plan import plan_load
 from stowax._leaves._registry import Leaves
 from stowax._metadata import CheckpointMetadata
 from stowax._named_tree import NamedTree, read_tree

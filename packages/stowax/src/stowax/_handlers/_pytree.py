@@ -10,7 +10,8 @@ from stowax._context import Context, current_settings
 from stowax._formats._orbax_json import PYTREE_TYPESTR
 from stowax._handlers._base import OwnHandler
 from stowax._item_layout import StagedItem, stage_item
-from stowax._item_read import ItemLoad, metadata_tree, open_item, plan_load
+from stowax._item_plan import plan_load
+from stowax._item_read import ItemLoad, metadata_tree, open_item
 from stowax._item_write import complete_items, told_parts, write_part
 from stowax._keypath import flatten
 from stowax._leaves._registry import Leaves
