@@ -21,7 +21,7 @@ from stowax._leaves._registry import Leaves
 from stowax._operation import Operation, in_place
 from stowax._processes import OneProcess
 from stowax._recent import Recent
-from stowax._runtime import drive
+from stowax._runtime import Runtime, drive
 from stowax._settings import LoadSettings
 from stowax.errors import TreeError, TreeMismatchError
 from stowax.options import FileOptions
@@ -193,10 +193,12 @@ def test_plan_reads_only_what_is_needed():
 
     planned = plan(item, {"a": ..., "b": np.zeros(8, np.float32), "c": str})
 
-    [wave] = planned.waves(1)
-    begun = [leaf for leaf in planned.begin(wave) if leaf is not None]
-    requests = [request for leaf in begun for request in leaf.requests]
-    assert [(r.leaf, r.box) for r in requests] == [(1, whole((8,)))]
+    asked = [
+        None if how is None else [part.stored for part in how.parts]
+        for how in planned.plans()
+    ]
+    assert asked == [None, [whole((8,))], []]
+    assert planned.read_bytes() == 32
     assert planned.narrowed() == []
 
 
@@ -246,3 +248,20 @@ def test_runs_outside_of_the_engine():
     with pytest.raises(RuntimeError):
         asyncio.get_running_loop()
     assert plan(item, {"s": str}).read_bytes() == 0
+
+
+def test_what_cannot_be_begun_is_closed():
+    """On a closed runtime work is refused, and nothing is left that nobody awaits."""
+    runtime = Runtime()
+    runtime.close()
+    settings = Context(
+        runtime=runtime, file=FileOptions(store=MemoryStore())
+    ).settings()
+
+    async def work():
+        pass
+
+    begun = work()
+    with pytest.raises(RuntimeError, match="closed"):
+        in_place("/item", settings).submit(begun)
+    assert begun.cr_frame is None

@@ -1,6 +1,8 @@
 """What a load takes beside its result stays within a budget, whatever is wanted."""
 
 import asyncio
+import threading
+import time
 import tracemalloc
 
 import jax
@@ -9,9 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental.layout import Format, Layout
 from sample_trees import differences, mesh
 
 import stowax
+from stowax import _item_read
+from stowax._leaves import _jax_array
+from stowax._loop import on_worker
 from stowax._plan import _write
 from stowax._runtime import Runtime
 from stowax.testing import MemoryStore, RecordingStore
@@ -223,7 +229,7 @@ def floats():
     """Leaves of a MiB, in a checkpoint in memory."""
     made = MemoryStore()
     rng = np.random.default_rng(0)
-    state = {f"{i:02}": rng.random(MIB // 4, np.float32) for i in range(24)}
+    state = {f"{i:02}": rng.random(MIB // 4, np.float32) for i in range(60)}
     with stowax.Context(file=stowax.options.FileOptions(store=made)):
         stowax.save("/c", state)
     return made, state
@@ -243,8 +249,9 @@ def test_what_is_converted_stays_within_the_limit(runtime, floats, limit_bytes):
     for name, array in state.items():
         assert (np.asarray(found[name]) == array.astype(jnp.bfloat16)).all()
     result_bytes = sum(array.nbytes for array in found.values())
-    # One leaf is always possible, and there are names, and plans.
-    assert peak_bytes < result_bytes + (limit_bytes or 48 * MIB) + 3 * MIB
+    # Half of the limit, one leaf at least; a piece of the file; names, and plans.
+    passing_bytes = max(MIB, (limit_bytes or 48 * MIB) // 2)
+    assert peak_bytes < result_bytes + passing_bytes + 4 * MIB + 2 * MIB
     assert runtime.passing_budget.taken_bytes == 0
     assert runtime.passing_budget.peak_bytes <= max(MIB, (limit_bytes or 48 * MIB) // 2)
 
@@ -274,7 +281,7 @@ def test_a_load_that_fails_gives_back_what_it_held(runtime, floats, tmp_path):
     stowax.save(tmp_path / "c", state)
     file = max(tmp_path.glob("c/**/d/*"), key=lambda file: file.stat().st_size)
     with file.open("r+b") as data:
-        data.seek(file.stat().st_size * 3 // 5)
+        data.seek(file.stat().st_size * 3 // 5 + 100_000)
         data.write(b"damage")
 
     memory = stowax.options.MemoryOptions(read_concurrent_bytes=4 * MIB)
@@ -351,3 +358,220 @@ def test_reading_and_passing_on_share_the_limit(runtime):
     assert all((np.asarray(found[name]) == state[name]).all() for name in state)
     assert runtime.passing_budget.peak_bytes == 4 * MIB
     assert 8 * MIB <= gauge.peak_bytes <= 9 * MIB
+
+
+class Boxed:
+    """A value of a taught type: an array in a box."""
+
+    def __init__(self, array):
+        self.array = array
+
+
+class BoxHandler:
+    """Stores the array; what it makes of it is a copy, made after `then`."""
+
+    typestr = "test.Boxed"
+
+    def __init__(self, then=lambda: None):
+        self.then = then
+
+    def accepts(self, value):
+        """A box."""
+        return isinstance(value, Boxed)
+
+    def describe(self, value):
+        """Nothing."""
+
+    def stage(self, value):
+        """What is in the box."""
+        return value.array
+
+    def accepts_target(self, target):
+        """A box, or the class."""
+        return target is Boxed or isinstance(target, Boxed)
+
+    def want(self, target, facts):
+        """As it is stored."""
+
+    def place(self, stored, facts, target):
+        """A box with a copy."""
+        self.then()
+        return Boxed(np.array(stored))
+
+
+def test_a_load_within_a_load(runtime, floats):
+    """A handler that loads what it needs waits for nothing that its own load holds."""
+    memory, state = floats
+    names: list[str] = []
+
+    def load_another():
+        names.extend(stowax.load("/c", bfloat16(state)))
+
+    made = context(runtime, memory, 2 * MIB)
+    made.pytree.leaf_handlers = (BoxHandler(load_another),)
+    made.asynchronous.timeout_secs = 60
+    with made:
+        stowax.save("/boxes", {"w": Boxed(np.arange(MIB))})
+        found = stowax.load("/boxes")["w"]
+
+    assert (found.array == np.arange(MIB)).all()
+    assert names == list(state)
+    assert runtime.passing_budget.taken_bytes == 0
+
+
+def test_values_of_taught_types_are_passed_on(runtime):
+    """Nobody knows what of the array that was read such a value keeps."""
+    memory = MemoryStore()
+    made = context(runtime, memory, 2 * MIB)
+    made.pytree.leaf_handlers = (BoxHandler(),)
+
+    with made:
+        stowax.save("/c", {f"{i}": Boxed(np.arange(MIB // 8)) for i in range(8)})
+        stowax.load("/c")
+
+    assert runtime.passing_budget.peak_bytes == MIB
+
+
+class Slow(MemoryStore):
+    """Takes its time to read arrays, and counts the reads that go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+        self.begun = threading.Event()
+        self.may_end = threading.Event()
+
+    async def read_into(self, path, offset_bytes, buffer):
+        """As any store, on a worker, which cannot be stopped."""
+        if "data-" in path:
+            self.count += 1
+            self.begun.set()
+            try:
+                await on_worker(self.may_end.wait, 20)
+            finally:
+                self.count -= 1
+        await super().read_into(path, offset_bytes, buffer)
+
+
+LOADS = {
+    "load": lambda asked: stowax.load("/c", {"w": asked}),
+    "the directory of a tree": lambda asked: stowax.load(
+        "/c/state", {"w": asked}, checkpointable_name=None
+    ),
+    "load_leaf": lambda asked: stowax.load_leaf("/c", "w", abstract_leaf=asked),
+    "load_checkpointables": lambda asked: stowax.load_checkpointables(
+        "/c", {"state": {"w": asked}}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_a_load_that_is_given_up_ends_first(runtime, name):
+    """Nothing reads any more when it raises, and until then its memory is held."""
+    memory = Slow()
+    made = context(runtime, memory)
+    with made:
+        stowax.save("/c", {"w": np.ones(4 * MIB, np.float32)})
+    made.asynchronous.timeout_secs = 0.2
+    held: list[int] = []
+
+    def end():
+        memory.begun.wait(20)
+        time.sleep(0.6)  # Beyond the deadline.
+        held.append(runtime.passing_budget.taken_bytes)
+        memory.may_end.set()
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    with made, pytest.raises(stowax.errors.DeadlineError):
+        LOADS[name](jax.ShapeDtypeStruct((4 * MIB,), jnp.bfloat16))
+    assert memory.count == 0
+    ending.join()
+
+    assert held == [16 * MIB]
+    assert runtime.passing_budget.taken_bytes == 0
+
+
+def column_major():
+    """Another layout than the usual one, on the first device."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return Format(Layout((1, 0)), sharding)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "float32"])
+def test_what_jax_has_in_a_form_of_its_own_is_passed_on(runtime, dtype):
+    """Elements of less than a byte, and other layouts, do not stay what was read."""
+    memory = MemoryStore()
+    shape = (1024, 1024) if dtype == "int4" else (512, 512)
+    state = {f"{i}": jnp.ones(shape, dtype) for i in range(8)}
+    place = None if dtype == "int4" else column_major()
+    asked = jax.ShapeDtypeStruct(shape, state["0"].dtype, sharding=place)
+
+    with context(runtime, memory, 4 * MIB):
+        stowax.save("/c", state)
+        found = stowax.load("/c", dict.fromkeys(state, asked))
+
+    assert all(bool((found[name] == state[name]).all()) for name in state)
+    assert runtime.passing_budget.peak_bytes == 2 * MIB
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "bytes_each"),
+    [
+        ((1024,), "float32", 4096),
+        ((1024,), "bfloat16", 4096 + 2048),
+        ((2048,), "float32", 4096 + 8192),
+    ],
+)
+def test_onto_devices_with_memory_of_their_own(
+    runtime, monkeypatch, shape, dtype, bytes_each
+):
+    """There, all memory of the host is passed on, and held until all has arrived."""
+    memory, held = MemoryStore(), []
+
+    def settle(values):
+        held.append(runtime.passing_budget.taken_bytes)
+        jax.block_until_ready(values)
+
+    monkeypatch.setattr(_jax_array, "default_shares_host_memory", lambda: False)
+    monkeypatch.setattr(_item_read, "settle", settle)
+    state = {f"{i}": jnp.arange(1024, dtype=jnp.float32) for i in range(6)}
+    made = context(runtime, memory, 6 * bytes_each)
+    made.array.loading.enable_padding_and_truncation = True
+
+    with made:
+        stowax.save("/c", state)
+        asked = jax.ShapeDtypeStruct(shape, dtype)
+        found = stowax.load("/c", dict.fromkeys(state, asked))
+
+    for name, array in state.items():
+        assert (found[name][:1024] == array.astype(dtype)).all()
+    assert held == [3 * bytes_each] * 2
+    assert runtime.passing_budget.peak_bytes == 3 * bytes_each
+
+
+def test_items_are_read_side_by_side(runtime):
+    """The second is being read when the first is waited for."""
+
+    class Meeting(MemoryStore):
+        """Answers the first read of each item when there is one of both."""
+
+        def __init__(self):
+            super().__init__()
+            self.met = asyncio.Event()
+            self.items: set[str] = set()
+
+        async def read_into(self, path, offset_bytes, buffer):
+            if "data-" in path:
+                self.items.add(path.split("/")[2])
+                if len(self.items) == 2:
+                    self.met.set()
+                await asyncio.wait_for(self.met.wait(), 20)
+            await super().read_into(path, offset_bytes, buffer)
+
+    memory, state = Meeting(), {"w": np.arange(MIB)}
+    with context(runtime, memory):
+        stowax.save_checkpointables("/c", {"a": state, "b": state})
+        found = stowax.load_checkpointables("/c")
+
+    assert (found["b"]["w"] == state["w"]).all()

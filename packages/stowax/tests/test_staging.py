@@ -388,3 +388,17 @@ def test_the_default_follows_the_memory_that_is_left(store):
 
     assert 200 * KIB < first_bytes <= 300 * KIB
     assert runtime.staging_budget.peak_bytes <= 200 * KIB
+
+
+def test_copies_of_packed_arrays_count(runtime):
+    """JAX has elements of less than a byte in a form of its own, on any device."""
+    state = {f"{i}": jnp.ones((512, 512), jnp.int4) for i in range(8)}
+    memory = stowax.options.MemoryOptions(write_concurrent_bytes=512 * KIB)
+
+    file = stowax.options.FileOptions(store=MemoryStore())
+    with stowax.Context(runtime=runtime, memory=memory, file=file):
+        stowax.save_async("/c", state).result()
+        loaded = stowax.load("/c")
+
+    assert all(bool((loaded[name] == state[name]).all()) for name in state)
+    assert runtime.staging_budget.peak_bytes == 512 * KIB

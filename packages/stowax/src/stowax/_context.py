@@ -1,8 +1,7 @@
-"""One set of options for every operation in a ``with`` block, and its frozen reading.
+"""One set of options for every operation in a ``with`` block.
 
-A `Context` is what users assign to. A `Settings` is what an operation got when it
-started: plain values, read once at the door and handed down; nothing below the doors
-asks for the active Context.
+A `Context` is what users assign to; it is read once, at the door of each operation,
+into a `Settings` that is handed down.
 """
 
 from __future__ import annotations

@@ -161,6 +161,7 @@ class ChunkSource:
             slab = np.empty(size_bytes, np.uint8)
             await self._fill(path, group, first.offset_bytes, slab)
             await on_worker(self._spread, path, group, slab)
+            del slab  # With what is held of the budget.
         _tell(arrived, group)
 
     def _spread(self, path: str, group: Sequence[ChunkRead], slab: np.ndarray) -> None:
@@ -196,6 +197,7 @@ class ChunkSource:
             payload = allocate((chunk.length_bytes,), np.dtype(np.uint8))
             await self._fill(path, [chunk], chunk.offset_bytes, payload)
             await on_worker(self._take, path, chunk, payload)
+            del payload
         _tell(arrived, [chunk])
 
     async def _read_piece(
@@ -216,6 +218,7 @@ class ChunkSource:
                 blocks = np.empty(end - begin, np.uint8)
                 await self._read_blocks(path, chunk, begin, blocks)
                 copied = await on_worker(_copy_out, chunk, blocks, begin)
+                del blocks
         if arrived is not None:
             arrived(copied)
 

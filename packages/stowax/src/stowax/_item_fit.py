@@ -211,7 +211,8 @@ def fit_leaf(
     if dtype is not None:
         parts = tuple(_part(box, seen, view, is_whole=is_whole) for box in wanted.boxes)
     # By identity: to NumPy, None is equal to float64.
-    is_cast = wanted.dtype is not None and wanted.dtype != dtype
+    made_dtype = dtype if wanted.dtype is None else wanted.dtype
+    is_cast = made_dtype != dtype
     plan = LeafPlan(
         form=seen,
         target=ready_target,
@@ -223,7 +224,14 @@ def fit_leaf(
         is_as_read=not is_cast
         and all(part.box == part.inner and view is None for part in parts),
         read_bytes=sum(_read_bytes(part, dtype) for part in parts),
-        passing_bytes=_passing_bytes(parts, dtype, wanted, is_cast=is_cast),
+        passing_bytes=_passing_bytes(
+            parts,
+            dtype,
+            made_dtype,
+            is_cast=is_cast,
+            # Nobody knows what a value of a taught type keeps.
+            is_left=wanted.is_moved or asked.decode is not None,
+        ),
         may_map=CAN_MAP and loading.maps_files,
     )
     lost = plan.loss() or ""
@@ -237,19 +245,30 @@ def fit_leaf(
 
 
 def _passing_bytes(
-    parts: Sequence[PartPlan], dtype: np.dtype | None, wanted: Wanted, *, is_cast: bool
+    parts: Sequence[PartPlan],
+    dtype: np.dtype | None,
+    made_dtype: np.dtype | None,
+    *,
+    is_cast: bool,
+    is_left: bool,
 ) -> int:
-    """Memory of parts, as read and as made, that is not that of the value."""
-    if dtype is None:
+    """Memory of parts, as read and as made, that is not that of the value.
+
+    Args:
+        parts: What the value is made of.
+        dtype: As it is stored; None: it is no array.
+        made_dtype: As it is made.
+        is_cast: Whether these differ.
+        is_left: Whether the value has memory of its own.
+    """
+    if dtype is None or made_dtype is None:
         return 0
-    # By identity: to NumPy, None is equal to float64.
-    made_dtype = dtype if wanted.dtype is None else wanted.dtype
     sum_bytes = 0
     for part in parts:
         is_made = is_cast or part.box != part.inner
-        if is_made or wanted.is_moved:
+        if is_made or is_left:
             sum_bytes += _read_bytes(part, dtype)
-        if is_made and wanted.is_moved:
+        if is_made and is_left:
             sum_bytes += math.prod(part.box.shape) * made_dtype.itemsize
     return sum_bytes
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from stowax._formats._base import TreeItem
 from stowax._item_fit import ANYTHING, Fitting, LeafFit
-from stowax._item_leaf import BegunLeaf, LeafPlan
+from stowax._item_leaf import LeafPlan
 from stowax._item_target import asked_form, stored_form
 from stowax._item_types import by_name, misfits
 from stowax._keypath import FlatTree, Node, flatten, shown_name
@@ -32,7 +32,6 @@ from stowax._plan._select import select, show_unused
 from stowax._plan._waves import Wave, in_waves
 from stowax._processes import Processes
 from stowax._settings import LoadSettings
-from stowax._transfer import HostMemory
 from stowax._uncollected import uncollected
 from stowax.errors import UnsupportedLeafError
 from stowax.tree import PLACEHOLDER
@@ -89,33 +88,16 @@ class LoadPlan:
 
     def read_bytes(self) -> int:
         """How much is read."""
-        return sum([plan.read_bytes for plan in self._plans() if plan is not None])
+        return sum([plan.read_bytes for plan in self.plans() if plan is not None])
 
     def waves(self, limit_bytes: int) -> list[Wave]:
         """Which leaves are read at one time; see `in_waves`."""
         passing_bytes = [
-            0 if plan is None else plan.passing_bytes for plan in self._plans()
+            0 if plan is None else plan.passing_bytes for plan in self.plans()
         ]
         return in_waves(passing_bytes, limit_bytes)
 
-    def begin(self, wave: Wave) -> list[BegunLeaf | None]:
-        """Takes the memory that is to be filled; None: of a leaf that is not loaded.
-
-        Raises:
-            HostMemoryError: There is not enough of it.
-        """
-        chosen, memory = slice(wave.start, wave.stop), HostMemory()
-        with uncollected():
-            return [
-                None
-                if plan is None
-                else plan.begin(leaf.position, self.entries[leaf.position].path, memory)
-                for leaf, plan in zip(
-                    self.leaves[chosen], self._plans(chosen), strict=True
-                )
-            ]
-
-    def _plans(self, chosen: slice = slice(None)) -> list[LeafPlan | None]:
+    def plans(self, chosen: slice = slice(None)) -> list[LeafPlan | None]:
         """Of some leaves; None: it is not loaded."""
         fits = self.fits[chosen]
         return [None if isinstance(fit, LeafPreview) else fit.plan for fit in fits]

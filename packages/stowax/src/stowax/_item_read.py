@@ -24,7 +24,7 @@ from stowax._operation import EngineTask, Operation
 from stowax._plan._waves import Wave
 from stowax._report import Tally
 from stowax._settings import LoadSettings
-from stowax._transfer import settle
+from stowax._transfer import HostMemory, settle
 from stowax._uncollected import uncollected
 from stowax.tree import PLACEHOLDER
 
@@ -95,7 +95,7 @@ class ItemLoad:
         """Begins to read, unless that takes memory that others may wait for."""
         if (report := self._operation.report) is not None:
             report.expect(self._plan.read_bytes())
-        wave = self._waves[0]
+        wave = self._waves[0]  # If it passes on nothing, there is no other.
         if not wave.passing_bytes:
             self._begun = self._begin(wave)
 
@@ -107,7 +107,7 @@ class ItemLoad:
                 entering("reading the next leaves")
             async with self._operation.passing(wave.passing_bytes):
                 begun, self._begun = self._begun or self._begin(wave), None
-                await begun.reading
+                await self._operation.finished(begun.reading)
                 # Here and not on the engine's loop: JAX takes default devices and
                 # meshes from the thread.
                 with in_mesh(self._mesh):
@@ -118,10 +118,22 @@ class ItemLoad:
         return unflatten(self._plan.root, values, self._plan.types)
 
     def _begin(self, wave: Wave) -> _BegunWave:
-        leaves = self._plan.begin(wave)
+        leaves = self._take_memory(wave)
         requests = [r for leaf in leaves if leaf is not None for r in leaf.requests]
         reading = read_item(self._operation, self._item, requests)
         return _BegunWave(leaves, self._operation.submit(reading))
+
+    @uncollected()
+    def _take_memory(self, wave: Wave) -> list[BegunLeaf | None]:
+        """What is to be filled; None: of a leaf that is not loaded."""
+        chosen, memory = slice(wave.start, wave.stop), HostMemory()
+        plan = self._plan
+        return [
+            None
+            if how is None
+            else how.begin(leaf.position, plan.entries[leaf.position].path, memory)
+            for leaf, how in zip(plan.leaves[chosen], plan.plans(chosen), strict=True)
+        ]
 
     def _place(self, leaves: list[BegunLeaf | None]) -> list[Any]:
         entering("placing what was read")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -233,11 +232,13 @@ def _start_load(path: Any, target: Any, name: str | None) -> _Load:
 
     async def work(settings: Settings) -> Any:
         if name is None:
-            where = OperationPath(in_place(location, settings), location)
+            operation = in_place(location, settings)
             entering("opening the tree")
-            begun = await PyTreeHandler().load(where, target)
-            entering("reading the tree")
-            return await begun
+            async with operation.ending():
+                where = OperationPath(operation, location)
+                begun = await PyTreeHandler().load(where, target)
+                entering("reading the tree")
+                return await begun
         return await unless_replaced(location, settings, load_tree)
 
     async def load_tree(checkpoint: OpenCheckpoint, operation: Operation) -> Any:
@@ -302,7 +303,7 @@ async def _load_named(
         if handler is None and required and not is_described:
             raise handlers.none_loads(checkpoint.items[name], name, typestr)
         chosen[name] = handler
-    async with contextlib.AsyncExitStack() as directories:
+    async with contextlib.AsyncExitStack() as directories, operation.ending():
         begun: dict[str, Awaitable[Any]] = {}
         loaded: dict[str, Any] = {}
         try:
@@ -321,8 +322,6 @@ async def _load_named(
         finally:
             for rest in begun.values():
                 drop(rest)
-            # Only after a failure is there anything that still reads.
-            await asyncio.wrap_future(operation.runtime.submit(operation.stop()))
     return loaded
 
 

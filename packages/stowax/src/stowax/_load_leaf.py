@@ -93,7 +93,8 @@ def load_leaf(
             if operation.report is not None:
                 operation.report.expect(fit.plan.read_bytes)
             entering("reading it")
-            await operation.submit(read_item(operation, tree.item, begun.requests))
+            reading = read_item(operation, tree.item, begun.requests)
+            await operation.finished(operation.submit(reading))
             entering("placing it")
             with in_mesh(settings.loading.mesh):
                 value = Placing(operation.processes).place(begun)

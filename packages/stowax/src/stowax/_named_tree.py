@@ -57,10 +57,12 @@ async def read_tree(
         assert name is not None
         kinds = await item_kinds(operation, checkpoint)
         directory = checkpoint.items[tree_name(checkpoint, kinds, name)]
-        return await read(await opened(directory, operation, checkpoint))
+        async with operation.ending():
+            return await read(await opened(directory, operation, checkpoint))
 
     check_tree_name(name)
     if name is None:
         operation = in_place(location, settings)
-        return await read(await opened(location, operation, None))
+        async with operation.ending():
+            return await read(await opened(location, operation, None))
     return await unless_replaced(location, settings, read_named)

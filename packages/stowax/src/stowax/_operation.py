@@ -9,13 +9,22 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import contextvars
 import pathlib
 import posixpath
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from stowax import errors
 from stowax._budget import Scratch
@@ -47,6 +56,11 @@ _ENGINE_PREFIXES = (PROCESS_PREFIX, PART_PREFIX)
 
 _OK, _FAILED = b"\0", b"\1"
 
+_PASSES_ON: Final[contextvars.ContextVar[bool]] = contextvars.ContextVar(
+    "stowax_passes_on", default=False
+)
+"""Whether a load here makes values of what it has read; see `Operation.passing`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemPart:
@@ -65,7 +79,7 @@ class Operation:
     """What the parts of one save or load share."""
 
     id: str
-    """The same in all processes, and never used twice."""
+    """The same in all processes; of several, never used twice."""
     what: str
     """In words, as in "the save to /runs/a/7"."""
     directory: str
@@ -90,7 +104,8 @@ class Operation:
     digests: Mapping[str, Digest] = field(default_factory=dict)
     """On load: digests of files that no item manifest covers, by full path."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
-    """What was submitted and has not ended; only the engine's loop touches it."""
+    """What has taken its first step and has not ended; only the engine's loop touches
+    it. What was submitted and comes too late finds `is_stopped`."""
     guests: dict[asyncio.Future[Any], concurrent.futures.Future[Any]] = field(
         default_factory=dict["asyncio.Future[Any]", "concurrent.futures.Future[Any]"]
     )
@@ -114,18 +129,29 @@ class Operation:
         limit_bytes = memory.reading_bytes - memory.passing_bytes
         return Scratch(self.runtime.reading_budget, limit_bytes)
 
-    def passing(self, size_bytes: int) -> contextlib.AbstractAsyncContextManager[None]:
+    @contextlib.asynccontextmanager
+    async def passing(self, size_bytes: int) -> AsyncGenerator[None]:
         """Holds memory for what has been read and is made into something else.
 
-        Of a budget of its own: who holds some of it needs `reading` to go on.
+        Of a budget of its own: who holds some of it needs `reading` to go on. A load
+        that is begun where another makes its values (by a handler of leaves) takes
+        none: the other waits for it.
         """
-        if not size_bytes:
-            return contextlib.nullcontext()
+        if not size_bytes or _PASSES_ON.get():
+            yield
+            return
         limit_bytes = self.settings.memory.passing_bytes
-        return self.runtime.passing_budget.hold(size_bytes, limit_bytes=limit_bytes)
+        budget = self.runtime.passing_budget
+        async with budget.hold(size_bytes, limit_bytes=limit_bytes):
+            token = _PASSES_ON.set(True)
+            try:
+                yield
+            finally:
+                _PASSES_ON.reset(token)
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> EngineTask[T]:
         """Starts work of our own on the engine's loop."""
+        begun: list[asyncio.Task[Any]] = []
 
         async def tracked() -> T:
             task = asyncio.current_task()
@@ -133,13 +159,37 @@ class Operation:
             if self.is_stopped:
                 coroutine.close()
                 raise self._over()
+            begun.append(task)
             self.tasks.add(task)
             try:
                 return await coroutine
             finally:
                 self.tasks.discard(task)
 
-        return EngineTask(self.runtime.submit(tracked()))
+        try:
+            return EngineTask(self.runtime.submit(tracked()), begun)
+        except BaseException:  # An interrupt too; raised again.
+            coroutine.close()
+            raise
+
+    async def finished(self, task: EngineTask[T]) -> T:
+        """Waits for work of ours, on any loop; given up, until nothing of it runs."""
+        try:
+            return await task
+        except BaseException:  # A cancellation above all; raised again.
+            with contextlib.suppress(RuntimeError):  # The runtime is closed.
+                ended = self.runtime.submit(task.end())
+                await asyncio.shield(asyncio.wrap_future(ended))
+            raise
+
+    @contextlib.asynccontextmanager
+    async def ending(self) -> AsyncGenerator[None]:
+        """Sees to it, on any loop, that nothing of it runs when the body is left."""
+        try:
+            yield
+        finally:
+            # Only after a failure is there anything that still does.
+            await asyncio.wrap_future(self.runtime.submit(self.stop()))
 
     async def run_guest(self, awaitable: Awaitable[None]) -> None:
         """Runs the second phase of a guest; called on the engine's loop."""
@@ -331,10 +381,27 @@ def _encode(outcome: bytes | Exception) -> bytes:
 
 
 class EngineTask(Generic[T]):
-    """Work that runs on the engine's loop and can be awaited on any other."""
+    """Work that runs on the engine's loop and can be awaited on any other.
 
-    def __init__(self, future: concurrent.futures.Future[T]) -> None:
+    Args:
+        future: Its outcome.
+        begun: The task on the loop, from its first step on.
+    """
+
+    def __init__(
+        self,
+        future: concurrent.futures.Future[T],
+        begun: Sequence[asyncio.Task[Any]] = (),
+    ) -> None:
         self.future = future
+        self._begun = begun
+
+    async def end(self) -> None:
+        """Ends it, on the engine's loop, and returns when nothing of it runs."""
+        self.future.cancel()
+        for task in self._begun:
+            task.cancel()
+            await asyncio.wait([task])
 
     def __await__(self) -> Generator[Any, None, T]:
         return asyncio.wrap_future(self.future).__await__()
@@ -370,7 +437,7 @@ def reported(
 
 
 def operation_id(verb: str, path: str, runtime: Runtime, settings: Settings) -> str:
-    """A name that all processes come to by themselves, and no other operation has.
+    """A name that all processes of several come to, and no other operation has.
 
     It counts the operations on one path, which every process starts in the same order;
     what happens on other paths cannot set the processes apart.

@@ -36,7 +36,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, TypeVar
 
 from stowax._budget import Budget
 from stowax._loop import Loop, Workers
@@ -47,7 +47,6 @@ from stowax._tasks import drop
 from stowax.errors import RunningLoopError
 
 T = TypeVar("T")
-P = ParamSpec("P")
 
 
 class Runtime:

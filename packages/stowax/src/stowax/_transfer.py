@@ -1,8 +1,9 @@
 """Arrays between host memory and devices: the only place that moves them.
 
-On CPU both directions share memory.  A host view that is held makes XLA copy a buffer
-that is later donated instead of overwriting it, so staging a `jax.Array` needs no copy
-of ours; and a 64-byte aligned host array is adopted by `jax.device_put` as it is.
+On CPU both directions share memory, but for elements of less than a byte.  A host view
+that is held makes XLA copy a buffer that is later donated instead of overwriting it, so
+staging a `jax.Array` needs no copy of ours; and a 64-byte aligned host array is adopted
+by `jax.device_put` as it is.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def to_host(
     elsewhere = {
         position: part
         for position, part in enumerate(parts)
-        if isinstance(part, jax.Array) and not shares_host_memory(part.sharding)
+        if isinstance(part, jax.Array) and not is_shared(part.sharding, part.dtype)
     }
     found = list(parts)
     arrays = _pinned([*elsewhere.values()], pin)
@@ -86,11 +87,21 @@ def _pinned(arrays: list[jax.Array], pin: bool | None) -> list[jax.Array]:
         jax.block_until_ready(pinned)
     except jax.errors.JaxRuntimeError:
         # Such memory is scarce; what is wrong beyond that shows without it, too.
-        return arrays
-    found = list(arrays)
+        return [_fresh(array) for array in arrays]
+    found = [
+        array if position in places else _fresh(array)
+        for position, array in enumerate(arrays)
+    ]
     for position, array in zip(places, pinned, strict=True):
         found[position] = array
     return found
+
+
+def _fresh(array: jax.Array) -> jax.Array:
+    """The same array on its device; an array keeps the copy that the host was given."""
+    return jax.make_array_from_single_device_arrays(
+        array.shape, array.sharding, [array], dtype=array.dtype
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -122,6 +133,19 @@ def default_shares_host_memory() -> bool:
 def settle(values: Sequence[Any]) -> None:
     """Returns when values are where they are to be, and need no host memory for it."""
     jax.block_until_ready(values)
+
+
+def is_shared(sharding: jax.sharding.Sharding, dtype: np.dtype) -> bool:
+    """Whether arrays of a dtype and a sharding are to the host what they are to JAX."""
+    return shares_host_memory(sharding) and not is_packed(dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def is_packed(dtype: Any) -> bool:
+    """Whether an element has less than a byte, of which JAX keeps its own form."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.iinfo(dtype).bits < 8
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 8
 
 
 def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

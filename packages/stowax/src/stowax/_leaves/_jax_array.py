@@ -34,8 +34,9 @@ from stowax._manifest import LeafForm
 from stowax._processes import Processes
 from stowax._transfer import (
     default_shares_host_memory,
+    is_packed,
+    is_shared,
     shards_here,
-    shares_host_memory,
     to_default_device,
     to_devices,
 )
@@ -76,9 +77,9 @@ class JaxArrayLeaf:
         )
 
     def takes_memory(self, value: jax.Array, *, borrow: bool) -> bool:
-        """A copy of what lies on a device with memory of its own."""
+        """A copy of what the host cannot read where it is."""
         del borrow
-        return not shares_host_memory(value.sharding)
+        return not is_shared(value.sharding, value.dtype)
 
     def stage(
         self,
@@ -128,7 +129,7 @@ class JaxArrayLeaf:
             shape = (*shape, *form.shape[-1:]) if form.prng_impl else shape
             dtype = np.dtype(np.uint32)
         boxes = {whole(shape)}
-        sharding, _ = _placement(target, form, logical)
+        sharding, layout = _placement(target, form, logical)
         if sharding is not None:
             boxes = set(_own_boxes(sharding, logical, shape, processes).values())
         return Wanted(
@@ -138,11 +139,7 @@ class JaxArrayLeaf:
             dtype=np.dtype(jax.dtypes.canonicalize_dtype(dtype)),
             prng_impl=impl,
             boxes=tuple(boxes),
-            is_moved=not (
-                default_shares_host_memory()
-                if sharding is None
-                else shares_host_memory(sharding)
-            ),
+            is_moved=layout is not None or not _is_adopted(sharding, dtype),
         )
 
     def placer(self, target: Any, form: LeafForm, processes: Processes) -> Placer:
@@ -172,6 +169,13 @@ class JaxArrayLeaf:
     def metadata(self, form: LeafForm) -> Any | None:
         """The abstract array, with its sharding where this run has its devices."""
         return _abstract(form) if form.kind == "jax.Array" else None
+
+
+def _is_adopted(sharding: jax.sharding.Sharding | None, dtype: Any) -> bool:
+    """Whether host memory becomes that of the array."""
+    if sharding is None:
+        return default_shares_host_memory() and not is_packed(dtype)
+    return is_shared(sharding, dtype)
 
 
 def _to_default_device(parts: Mapping[Box, np.ndarray]) -> jax.Array:

@@ -18,8 +18,8 @@ class Wave(NamedTuple):
 def in_waves(passing_bytes: Sequence[int], limit_bytes: int) -> list[Wave]:
     """Parts the leaves of a load so that what each wave passes on stays within a limit.
 
-    A leaf that needs more than the limit has a wave of its own. Leaves of which nothing
-    is left when they are values need no limit, and are all read at once.
+    A leaf that needs more than the limit shares its wave with none that needs any.
+    Where no leaf needs any, all are read at once. There always is a wave.
 
     Args:
         passing_bytes: What every leaf needs until it is a value, in the order of the
