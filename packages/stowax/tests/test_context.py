@@ -470,6 +470,8 @@ REFUSED_BY_SAVES = [
 ]
 REFUSED_BY_ALL = [
     ("array.loading.casting", "unsave"),
+    ("memory.read_concurrent_bytes", -1),
+    ("memory.write_concurrent_bytes", -1),
     ("array.saving.storage_options.compression", "gzip"),
     ("checkpoint_layout", "safetensors"),
     ("multiprocessing.primary_host", 1),

@@ -618,6 +618,22 @@ def test_a_load_in_waves_knows_its_whole_size(tmp_path, heard):
     assert heard.events[-1].done_bytes == 16 * MIB
 
 
+def test_a_leaf_in_several_places_is_told_once(tmp_path):
+    """Also where its places are filled one after the other."""
+    heard = Heard()
+    ocp.save(tmp_path / "c", {"a": np.ones(1000, np.float32)})
+    asked = {name: jax.ShapeDtypeStruct((1000,), jnp.bfloat16) for name in "xyz"}
+    context = ocp.Context(memory=ocp.options.MemoryOptions(read_concurrent_bytes=1))
+    context.pytree.loading.rename = dict.fromkeys("xyz", "a")
+
+    with context, events.subscribe(heard, leaves=True):
+        ocp.load(tmp_path / "c", asked)
+
+    told = [(e.leaf, e.done_bytes) for e in heard.events if e.kind == "leaf"]
+    assert told == [("a", 12_000)]
+    assert heard.events[-1].done_bytes == heard.events[-1].total_bytes == 12_000
+
+
 def test_nothing_comes_after_the_end(heard):
     """What goes wrong with a callback does not take back what was published."""
     report = report_of("save")

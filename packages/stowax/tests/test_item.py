@@ -198,7 +198,6 @@ def test_plan_reads_only_what_is_needed():
         for how in planned.plans()
     ]
     assert asked == [None, [whole((8,))], []]
-    assert planned.read_bytes() == 32
     assert planned.narrowed() == []
 
 
@@ -247,7 +246,7 @@ def test_runs_outside_of_the_engine():
 
     with pytest.raises(RuntimeError):
         asyncio.get_running_loop()
-    assert plan(item, {"s": str}).read_bytes() == 0
+    assert len(plan(item, {"s": str}).plans()) == 1
 
 
 def test_what_cannot_be_begun_is_closed():

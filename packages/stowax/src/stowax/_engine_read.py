@@ -1,6 +1,6 @@
 """Chunks on their way from the store: found, read once, verified, brought in place.
 
-A load reads each chunk once, however many parts need it: straight into the caller's
+A call reads each chunk once, however many parts need it: straight into the caller's
 memory where the chunk lies there in one piece, piece by piece through scratch memory
 where it does not, and small neighbours together.  Checksums are compared before anybody
 sees a byte, and scratch memory counts against the reading budget.

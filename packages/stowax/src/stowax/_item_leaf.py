@@ -18,9 +18,9 @@ from stowax._leaves._base import Placer, StandardLeaf, Wanted
 from stowax._leaves._jax_array import JaxArrayLeaf
 from stowax._manifest import LeafForm
 from stowax._mapped import allocate_pages
-from stowax._plan._cast import convert, loss
+from stowax._plan._cast import convert_into, loss
 from stowax._processes import Processes
-from stowax._transfer import HostMemory, allocate
+from stowax._transfer import HostMemory, allocate, settle
 from stowax.errors import HostMemoryError
 
 
@@ -150,7 +150,7 @@ class LeafPlan:
             made = _take(part.box.shape, dtype)
         else:
             made = _zeros(part.box.shape, dtype)
-        made[part.inner.within(part.box)] = convert(read, made.dtype)
+        convert_into(made[part.inner.within(part.box)], read)
         return made
 
 
@@ -184,7 +184,11 @@ class Placing:
                 placer = plan.kind.placer(plan.target, plan.form, self._processes)
                 self._placers[id(plan)] = placer
             value = placer(plan.made(leaf.requests))
-            return value if plan.decode is None else plan.decode(value)
+            if plan.decode is None:
+                return value
+            if plan.wanted.is_moved:
+                settle([value])
+            return plan.decode(value)
         except Exception:  # Any failure deserves its place; raised again as it is.
             with at_leaf(shown_name(leaf.path)):
                 raise

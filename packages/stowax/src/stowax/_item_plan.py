@@ -29,7 +29,6 @@ from stowax._plan._match import (
 from stowax._plan._rename import Rules
 from stowax._plan._rows import AskedBy, LeafPreview, LoadPreview
 from stowax._plan._select import select, show_unused
-from stowax._plan._waves import Wave, in_waves
 from stowax._processes import Processes
 from stowax._settings import LoadSettings
 from stowax._uncollected import uncollected
@@ -86,21 +85,9 @@ class LoadPlan:
             if isinstance(fit, LeafFit) and fit.note
         ]
 
-    def read_bytes(self) -> int:
-        """How much is read."""
-        return sum([plan.read_bytes for plan in self.plans() if plan is not None])
-
-    def waves(self, limit_bytes: int) -> list[Wave]:
-        """Which leaves are read at one time; see `in_waves`."""
-        passing_bytes = [
-            0 if plan is None else plan.passing_bytes for plan in self.plans()
-        ]
-        return in_waves(passing_bytes, limit_bytes)
-
-    def plans(self, chosen: slice = slice(None)) -> list[LeafPlan | None]:
-        """Of some leaves; None: it is not loaded."""
-        fits = self.fits[chosen]
-        return [None if isinstance(fit, LeafPreview) else fit.plan for fit in fits]
+    def plans(self) -> list[LeafPlan | None]:
+        """Of every leaf; None: it is not loaded."""
+        return [None if isinstance(fit, LeafPreview) else fit.plan for fit in self.fits]
 
     def _is_good(self) -> bool:
         """Whether there is no problem, without the cost of saying so in words."""

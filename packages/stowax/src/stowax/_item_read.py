@@ -21,12 +21,14 @@ from stowax._item_target import metadata_leaf
 from stowax._item_types import by_name, misfits
 from stowax._keypath import shown_name, unflatten
 from stowax._operation import EngineTask, Operation
-from stowax._plan._waves import Wave
+from stowax._plan._waves import Wave, in_waves
 from stowax._report import Tally
 from stowax._settings import LoadSettings
 from stowax._transfer import HostMemory, settle
 from stowax._uncollected import uncollected
 from stowax.tree import PLACEHOLDER
+
+WAITING = "waiting for memory that other loads have (`read_concurrent_bytes`)"
 
 _PLACED_TOGETHER = 256
 """Leaves, between two chances for a garbage collection."""
@@ -47,23 +49,41 @@ async def open_item(
 
 
 async def read_item(
-    operation: Operation, item: TreeItem, requests: Sequence[ReadRequest]
+    operation: Operation,
+    item: TreeItem,
+    requests: Sequence[ReadRequest],
+    tally: Tally | None,
 ) -> None:
-    """Fills all requests, and tells what was read; for the engine's loop."""
+    """Fills requests, and tells what was read; for the engine's loop.
+
+    Args:
+        operation: The load.
+        item: The open item.
+        requests: What is wanted.
+        tally: What the whole load is to read; see `tally_of`.
+    """
+    arrived = None if tally is None else tally.told
+    await item.source.read(requests, operation.reading, arrived)
+
+
+def tally_of(
+    operation: Operation, item: TreeItem, parts: Sequence[tuple[int, int]]
+) -> Tally | None:
+    """Who is told what has been read of an item; None: nobody.
+
+    Args:
+        operation: The load.
+        item: The open item.
+        parts: Leaves, by position in the item, and how much will be read of each.
+    """
     report = operation.report
-    if report is None or not report.is_watched:
-        await item.source.read(requests, operation.reading)
-        return
+    if report is None:
+        return None
+    report.expect(sum([size_bytes for _, size_bytes in parts]))
+    if not report.is_watched:
+        return None
     leaves = item.manifest.leaves
-    tally = Tally(
-        report,
-        [(request.leaf, request.out.nbytes) for request in requests],
-        lambda leaf: shown_name(leaves[leaf].path),
-    )
-    await item.source.read(
-        requests, operation.reading, lambda parts: report.moved(tally.arrived(parts))
-    )
-    report.moved(tally.complete())  # Zeros that nobody has stored.
+    return Tally(report, parts, lambda leaf: shown_name(leaves[leaf].path))
 
 
 class ItemLoad:
@@ -86,26 +106,36 @@ class ItemLoad:
         self._operation = operation
         self._item = item
         self._plan = plan
+        self._plans = plan.plans()
         self._mesh = mesh
         self._placing = Placing(plan.processes)
-        self._waves = plan.waves(operation.settings.memory.passing_bytes)
+        self._waves = in_waves(
+            [0 if how is None else how.passing_bytes for how in self._plans],
+            operation.settings.memory.passing_bytes,
+        )
+        self._tally: Tally | None = None
         self._begun: _BegunWave | None = None
 
     def begin(self) -> None:
-        """Begins to read, unless that takes memory that others may wait for."""
-        if (report := self._operation.report) is not None:
-            report.expect(self._plan.read_bytes())
-        wave = self._waves[0]  # If it passes on nothing, there is no other.
-        if not wave.passing_bytes:
-            self._begun = self._begin(wave)
+        """Begins to read what takes no memory that others may wait for."""
+        parts = [
+            (leaf.position, how.read_bytes)
+            for leaf, how in zip(self._plan.leaves, self._plans, strict=True)
+            if how is not None
+        ]
+        self._tally = tally_of(self._operation, self._item, parts)
+        if self._waves and not self._waves[0].passing_bytes:
+            self._begun = self._begin(self._waves[0])
 
     async def finish(self) -> Any:
         """Reads what is left, and makes the tree."""
-        values: list[Any] = []
+        values: list[Any] = [PLACEHOLDER] * len(self._plans)
         for wave in self._waves:
-            if wave.start:
-                entering("reading the next leaves")
+            if wave.passing_bytes:
+                entering(WAITING)
             async with self._operation.passing(wave.passing_bytes):
+                if wave.passing_bytes:
+                    entering(f"reading {len(wave.leaves)} of {len(values)} leaves")
                 begun, self._begun = self._begun or self._begin(wave), None
                 await self._operation.finished(begun.reading)
                 # Here and not on the engine's loop: JAX takes default devices and
@@ -113,27 +143,34 @@ class ItemLoad:
                 with in_mesh(self._mesh):
                     placed = self._place(begun.leaves)
                 if wave.passing_bytes:
-                    settle(placed)
-                values += placed
+                    settle([value for value in placed if isinstance(value, jax.Array)])
+                for position, value in zip(wave.leaves, placed, strict=True):
+                    values[position] = value
+        if self._tally is not None:
+            self._tally.finish()
         return unflatten(self._plan.root, values, self._plan.types)
 
     def _begin(self, wave: Wave) -> _BegunWave:
         leaves = self._take_memory(wave)
         requests = [r for leaf in leaves if leaf is not None for r in leaf.requests]
-        reading = read_item(self._operation, self._item, requests)
+        reading = read_item(self._operation, self._item, requests, self._tally)
         return _BegunWave(leaves, self._operation.submit(reading))
 
     @uncollected()
     def _take_memory(self, wave: Wave) -> list[BegunLeaf | None]:
         """What is to be filled; None: of a leaf that is not loaded."""
-        chosen, memory = slice(wave.start, wave.stop), HostMemory()
-        plan = self._plan
-        return [
-            None
-            if how is None
-            else how.begin(leaf.position, plan.entries[leaf.position].path, memory)
-            for leaf, how in zip(plan.leaves[chosen], plan.plans(chosen), strict=True)
-        ]
+        leaves, entries, plans = self._plan.leaves, self._plan.entries, self._plans
+        # What a wave passes on shares no block with anything that stays.
+        memory = HostMemory()
+        begun: list[BegunLeaf | None] = []
+        for leaf in wave.leaves:
+            how, position = plans[leaf], leaves[leaf].position
+            begun.append(
+                None
+                if how is None
+                else how.begin(position, entries[position].path, memory)
+            )
+        return begun
 
     def _place(self, leaves: list[BegunLeaf | None]) -> list[Any]:
         entering("placing what was read")

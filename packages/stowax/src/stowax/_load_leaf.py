@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from stowax._caller import in_mesh, warn
 from stowax._context import current_settings
 from stowax._deadline import drive_in_time, entering
 from stowax._item_fit import ANYTHING, LeafFit, fit_leaf
 from stowax._item_leaf import Placing
-from stowax._item_read import read_item
+from stowax._item_read import WAITING, read_item, tally_of
 from stowax._keypath import at_leaf
 from stowax._leaves._registry import Leaves
 from stowax._manifest import LeafEntry, LeafForm
@@ -88,18 +90,20 @@ def load_leaf(
         if fit.note:
             warn(f"{location}: the dtype asked for loses values: {name}: {fit.note}")
         operation, passing_bytes = tree.operation, fit.plan.passing_bytes
+        entering(WAITING)
         async with operation.passing(passing_bytes):
             begun = fit.plan.begin(position, path, HostMemory())
-            if operation.report is not None:
-                operation.report.expect(fit.plan.read_bytes)
             entering("reading it")
-            reading = read_item(operation, tree.item, begun.requests)
+            tally = tally_of(operation, tree.item, [(position, fit.plan.read_bytes)])
+            reading = read_item(operation, tree.item, begun.requests, tally)
             await operation.finished(operation.submit(reading))
             entering("placing it")
             with in_mesh(settings.loading.mesh):
                 value = Placing(operation.processes).place(begun)
-            if passing_bytes:
+            if passing_bytes and isinstance(value, jax.Array):
                 settle([value])
+            if tally is not None:
+                tally.finish()
             return value
 
     told, report = reported("load", location, settings, in_background=False)

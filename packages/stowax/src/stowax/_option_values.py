@@ -73,6 +73,9 @@ _RANGES: Final[dict[str, tuple[int, float]]] = {
     "array.saving.max_replicas_for_replica_parallel": (1, math.inf),
     "array.saving.min_slice_bytes_for_replica_parallel": (0, math.inf),
     "file.path_permission_mode": (0, 0o7777),
+    "memory.read_concurrent_bytes": (0, math.inf),
+    "memory.transfer_concurrent_bytes": (0, math.inf),
+    "memory.write_concurrent_bytes": (0, math.inf),
 }
 
 _CHECKS: Final[dict[str, Callable[[object], bool]]] = {

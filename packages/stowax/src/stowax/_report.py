@@ -286,9 +286,13 @@ class Tally:
             self._report.leaf(self._name_of(leaf), self._sizes_bytes[leaf])
         return sum_bytes
 
-    def complete(self) -> int:
-        """The same of all that nobody has told of."""
-        return self.arrived([*self._rest_bytes.items()])
+    def told(self, parts: Iterable[tuple[int, int]]) -> None:
+        """The same, and tells the report how much that was."""
+        self._report.moved(self.arrived(parts))
+
+    def finish(self) -> None:
+        """The same of all that nobody has told of: zeros that nobody has stored."""
+        self.told([*self._rest_bytes.items()])
 
 
 class _Watched:

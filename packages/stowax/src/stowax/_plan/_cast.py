@@ -12,6 +12,8 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
+_PIECE_BYTES = 1 << 20
+
 _SPECIAL = {"negative values": -1.0, "zero": 0.0, "infinity": np.inf, "NaN": np.nan}
 
 
@@ -34,6 +36,31 @@ def convert(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
             both_whole = _kind(array.dtype) == _kind(dtype) == "int"
             array = array.astype(np.int8 if both_whole else np.float32)
         return array.astype(dtype)
+
+
+def convert_into(out: np.ndarray, array: np.ndarray) -> None:
+    """Fills an array of the same shape with the values in its dtype; see `convert`.
+
+    Piece by piece, so that little memory is needed beside it.
+
+    Example:
+        >>> out = np.zeros(2, np.int8)
+        >>> convert_into(out, np.array([1.5, -2.5]))
+        >>> out
+        array([ 1, -2], dtype=int8)
+    """
+    if array.dtype == out.dtype or out.nbytes <= _PIECE_BYTES:
+        out[...] = convert(array, out.dtype)
+        return
+    row_bytes = out.nbytes // len(out)
+    if row_bytes > _PIECE_BYTES:
+        for row, values in zip(out, array, strict=True):
+            convert_into(row, values)
+        return
+    step = max(1, _PIECE_BYTES // row_bytes)
+    for start in range(0, len(out), step):
+        rows = slice(start, start + step)
+        out[rows] = convert(array[rows], out.dtype)
 
 
 def loss(stored: np.dtype, wanted: np.dtype) -> str | None:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 
 class Wave(NamedTuple):
-    """Leaves that are read, and made into values, before the next ones are."""
+    """Leaves that are read, and made into values, before those of the next wave are."""
 
-    start: int
-    stop: int
+    leaves: Sequence[int]
+    """By position in the load, in order."""
     passing_bytes: int
     """Memory that they need until they are values, and not afterwards."""
 
@@ -18,8 +18,8 @@ class Wave(NamedTuple):
 def in_waves(passing_bytes: Sequence[int], limit_bytes: int) -> list[Wave]:
     """Parts the leaves of a load so that what each wave passes on stays within a limit.
 
-    A leaf that needs more than the limit shares its wave with none that needs any.
-    Where no leaf needs any, all are read at once. There always is a wave.
+    Leaves that pass nothing on are the first wave, all of them; of the others, one that
+    needs more than the limit has a wave of its own.
 
     Args:
         passing_bytes: What every leaf needs until it is a value, in the order of the
@@ -27,14 +27,22 @@ def in_waves(passing_bytes: Sequence[int], limit_bytes: int) -> list[Wave]:
         limit_bytes: What a wave may need.
 
     Example:
-        >>> in_waves([0, 3, 4, 0, 9, 0], limit_bytes=8)
-        [Wave(start=0, stop=4, passing_bytes=7), Wave(start=4, stop=6, passing_bytes=9)]
+        >>> in_waves([0, 3, 4, 9], limit_bytes=8)
+        [Wave(leaves=[0], passing_bytes=0), Wave(leaves=[1, 2], passing_bytes=7), \
+Wave(leaves=[3], passing_bytes=9)]
     """
-    waves: list[Wave] = []
-    start, sum_bytes = 0, 0
-    for position, size_bytes in enumerate(passing_bytes):
-        if sum_bytes and size_bytes and sum_bytes + size_bytes > limit_bytes:
-            waves.append(Wave(start, position, sum_bytes))
-            start, sum_bytes = position, 0
+    if not any(passing_bytes):
+        return [Wave(range(len(passing_bytes)), 0)] if passing_bytes else []
+    at_once = [leaf for leaf, size_bytes in enumerate(passing_bytes) if not size_bytes]
+    waves = [Wave(at_once, 0)] if at_once else []
+    leaves: list[int] = []
+    sum_bytes = 0
+    for leaf, size_bytes in enumerate(passing_bytes):
+        if not size_bytes:
+            continue
+        if leaves and sum_bytes + size_bytes > limit_bytes:
+            waves.append(Wave(leaves, sum_bytes))
+            leaves, sum_bytes = [], 0
+        leaves.append(leaf)
         sum_bytes += size_bytes
-    return [*waves, Wave(start, len(passing_bytes), sum_bytes)]
+    return [*waves, Wave(leaves, sum_bytes)]

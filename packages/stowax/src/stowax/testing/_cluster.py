@@ -30,7 +30,9 @@ class SimulatedCluster:
 
     Args:
       count: How many processes; the first is the primary.
-      devices: Devices to share out evenly; None takes all of them.
+      devices: Devices to share out evenly; None takes all of them. To JAX all of them
+        are those of one process, so that a simulated process can load onto its own
+        devices alone, and not onto a mesh over those of several.
 
     Example:
       >>> from stowax.testing import SimulatedCluster
