@@ -114,12 +114,16 @@ def _stop_the_service(index):
     pid = str(os.getpid()).encode()
     pid_of_service, _ = asyncio.run(processes.gather("pids", pid, timeout_secs=20))
     if index == 0:
-        os.kill(os.getpid(), signal.SIGSTOP)
+        asyncio.run(processes.barrier("continued", timeout_secs=20))
         return None
+    # Not by itself: it would stop before it has answered this process.
+    os.kill(int(pid_of_service), signal.SIGSTOP)
     try:
-        return _failure(processes.barrier("step", timeout_secs=1))
+        failure = _failure(processes.barrier("step", timeout_secs=1))
     finally:
         os.kill(int(pid_of_service), signal.SIGCONT)
+    asyncio.run(processes.barrier("continued", timeout_secs=20))
+    return failure
 
 
 def test_stopped_service_is_no_hang(launch):
