@@ -20,7 +20,10 @@ PACKAGES = ["stowax", "stowax-flax", "stowax-optax", "stowax-grain"]
 # Optional parts of a package that its tests and its type check need.
 EXTRAS = {"stowax": "[proto]"}
 PEER = "orbax-checkpoint"
-TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn", "matplotlib"]
+TEST_TOOLS = [
+    *("pytest", "pytest-xdist", "hypothesis", "scikit-learn", "matplotlib"),
+    "safetensors",
+]
 PYTHONS = ["3.11", "3.12", "3.13"]
 
 ENVIRONMENT = {

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from sample_trees import differences, mesh
@@ -20,9 +21,7 @@ from stowax.errors import (
     BackgroundSaveError,
     CheckpointableNotFoundError,
     CheckpointExistsError,
-    InvalidLayoutError,
     SaveInProgressError,
-    UnsupportedOptionError,
 )
 from stowax.handlers import PyTreeHandler
 
@@ -459,25 +458,19 @@ class TestLoads:
 
     @pytest.mark.parametrize("name", ["model.safetensors", "directory"])
     def test_safetensors(self, tmp_path, name):
-        """Files of Hugging Face cannot be read yet, and that is said."""
+        """Files of Hugging Face load in the background, whatever layout is set."""
         path = tmp_path / name
         if name == "directory":
             path.mkdir()
         file = path / "model.safetensors" if path.is_dir() else path
-        file.write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+        safetensors.numpy.save_file({"a.w": np.arange(3)}, file)
 
-        for response in (
-            stowax.load_async(path),
-            stowax.load_checkpointables_async(path),
-        ):
-            with pytest.raises(InvalidLayoutError, match=r"model\.safetensors"):
-                response.result()
-        layout = stowax.options.CheckpointLayout.SAFETENSORS
-        with (
-            stowax.Context(checkpoint_layout=layout),
-            pytest.raises(UnsupportedOptionError, match="safetensors"),
-        ):
-            stowax.load_async(path)
+        for layout in stowax.options.CheckpointLayout:
+            with stowax.Context(checkpoint_layout=layout):
+                tree = stowax.load_async(path)
+                named = stowax.load_checkpointables_async(path)
+            assert tree.result()["a.w"].tolist() == [0, 1, 2]
+            assert named.result()[""]["a.w"].tolist() == [0, 1, 2]
 
 
 def test_handler_alone(tmp_path):

@@ -467,13 +467,13 @@ REFUSED_BY_SAVES = [
     ("atomicity.mode", options.AtomicityMode.COMMIT_FILE),
     ("atomicity.mode", "commit_file"),
     ("memory.serialization_status_callback", object()),
+    ("checkpoint_layout", "safetensors"),
 ]
 REFUSED_BY_ALL = [
     ("array.loading.casting", "unsave"),
     ("memory.read_concurrent_bytes", -1),
     ("memory.write_concurrent_bytes", -1),
     ("array.saving.storage_options.compression", "gzip"),
-    ("checkpoint_layout", "safetensors"),
     ("multiprocessing.primary_host", 1),
     ("multiprocessing.primary_host", None),
     ("multiprocessing.active_processes", {0}),

@@ -65,7 +65,7 @@ NO_REGULATION = Hint(
     "nothing is regulated: staging holds views of arrays, and copies of NumPy leaves",
 )
 ONE_READS_FOR_ITSELF = "every process reads what it needs itself"
-NO_SAFETENSORS = "no such file is read yet: that layout is refused"
+SAFETENSORS_READS = "such files are read as all others, a few MiB at a time"
 
 PROOFS = {
     "pytree.saving.pytree_metadata_options.support_rich_types": Effect(
@@ -216,7 +216,7 @@ PROOFS = {
     "checkpointables.handlers": Effect("test_handlers.py::TestJson::test_by_name"),
     "pathways.checkpointing_impl": Refused(object()),
     "checkpoint_layout": (
-        Hint("auto", "what is found is the only layout that is known yet"),
+        Hint("auto", "what is loaded is told by what is on disk"),
         Refused("safetensors"),
     ),
     "deletion.gcs_deletion_options.todelete_full_path": Hint(
@@ -252,8 +252,8 @@ PROOFS = {
     "memory.deepcopy_host_arrays": Effect(
         "test_option_effects.py::test_host_arrays_are_borrowed_if_asked_for"
     ),
-    "safetensors.max_over_read_ratio": Hint(2.0, NO_SAFETENSORS),
-    "safetensors.read_chunk_bytes": Hint(1, NO_SAFETENSORS),
+    "safetensors.max_over_read_ratio": Hint(2.0, SAFETENSORS_READS),
+    "safetensors.read_chunk_bytes": Hint(1, SAFETENSORS_READS),
     "atomicity.mode": (
         Refused("commit_file"),
         Hint("atomic_rename", "a rename is what AUTO chooses wherever we can write"),

@@ -415,8 +415,8 @@ _LIMITS: Final = (
     _Limit(option="memory.serialization_status_callback"),
     _Limit(
         option="checkpoint_layout",
+        # What is loaded is told by what is on disk, whatever this says.
         accepted=(CheckpointLayout.ORBAX, CheckpointLayout.AUTO),
-        saving_only=False,
     ),
     _Limit(option="multiprocessing.primary_host", accepted=(0,), saving_only=False),
     _Limit(option="multiprocessing.active_processes", saving_only=False),

@@ -18,7 +18,7 @@ from stowax._item_types import by_name, misfits
 from stowax._keypath import FlatTree, Node, flatten, shown_name
 from stowax._leaves._refusal import check_all, function_advice
 from stowax._leaves._registry import Leaves
-from stowax._manifest import LeafEntry
+from stowax._manifest import LeafEntry, Manifest
 from stowax._plan._match import (
     HINT_COUNT,
     match_paths,
@@ -132,7 +132,7 @@ def plan_load(
     rules, types = Rules(loading.rename), by_name(loading.container_types)
     if has_target:
         flat = flatten(target, leaves.takes_target)
-        asked = _asked(item.manifest.leaves, flat, rules, loading)
+        asked = _asked(item.manifest, flat, rules, loading)
     else:
         asked = _stored(item, rules)
     entries = item.manifest.leaves
@@ -217,11 +217,14 @@ def _stored(item: TreeItem, rules: Rules) -> _AskedTree:
 
 
 def _asked(
-    entries: Sequence[LeafEntry], flat: FlatTree, rules: Rules, loading: LoadSettings
+    manifest: Manifest, flat: FlatTree, rules: Rules, loading: LoadSettings
 ) -> _AskedTree:
     """The abstract state, with the stored leaf for each of its leaves."""
+    entries = manifest.leaves
     skipped = [leaf is PLACEHOLDER for leaf in flat.leaves]
-    match = match_paths(flat, entries, skipped=skipped, rules=rules)
+    match = match_paths(
+        flat, entries, skipped=skipped, rules=rules, by_name=manifest.is_flat
+    )
     unused = [entries[i].name for i in match.unused]
     roles = roles_below(entries[i].path for i in match.unused)
     leaves: list[_Leaf] = []

@@ -125,5 +125,8 @@ class Manifest:
 
     root: Node
     leaves: tuple[LeafEntry, ...]
+    is_flat: bool = False
+    """Whether the keys of the tree are names of leaves in some tree that the format
+    does not know; what is asked for is found by its name then."""
     chunks: tuple[ChunkTable, ...] | None = None
     """One table per writing process; None when the format keeps its own index."""

@@ -169,6 +169,9 @@ async def item_kinds(
     kinds: dict[str, ItemKind] = {}
     sealed, verify = checkpoint.guest_files, operation.settings.verify
     for name, directory in checkpoint.items.items():
+        if name in checkpoint.kinds:
+            kinds[name] = checkpoint.kinds[name]
+            continue
         above = f"{directory}/"
         names = [file[len(above) :] for file in sealed if file.startswith(above)]
         if MANIFEST in names:

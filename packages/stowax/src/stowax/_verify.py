@@ -7,12 +7,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
+from stowax._codecs._json import parse
 from stowax._context import current_settings
 from stowax._damage import VerifyReport
 from stowax._deadline import drive_in_time, entering
 from stowax._formats._base import ITEM_DOCUMENT, OpenCheckpoint
 from stowax._formats._detect import open_checkpoint
-from stowax._formats._orbax_json import OUR_KEY, parse
+from stowax._formats._orbax_json import OUR_KEY
 from stowax._formats._stowax import MANIFEST, ROOT_SEAL, Seal, decode_seal
 from stowax._item_verify import Comparison
 from stowax._load_leaf import find_leaf

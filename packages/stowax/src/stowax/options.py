@@ -666,7 +666,8 @@ class CheckpointLayout(enum.Enum):
     """Ours and Orbax's: the two libraries read each other's checkpoints."""
 
     SAFETENSORS = "safetensors"
-    """The files of Hugging Face. Not built yet: refused."""
+    """The files of Hugging Face, which loads find by themselves. Not written yet: saves
+    refuse it."""
 
     AUTO = "auto"
-    """Whatever is found at the path; saves write `ORBAX`."""
+    """Whatever is found at the path, as any load does; saves write `ORBAX`."""

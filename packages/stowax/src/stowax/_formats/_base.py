@@ -89,6 +89,8 @@ class OpenCheckpoint:
     path: str
     items: Mapping[str, str]
     """Name of every checkpointable → its directory; of a direct layout `{"": path}`."""
+    kinds: Mapping[str, ItemKind] = field(default_factory=dict)
+    """What items are, where it is not for the names of their files to say."""
     typestrs: Mapping[str, str] = field(default_factory=dict)
     """Recorded handler type strings by name, as far as recorded."""
     init_timestamp_nsecs: int | None = None

@@ -10,11 +10,12 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping
 
-from stowax._formats import _orbax_item
-from stowax._formats._base import Format, OpenCheckpoint, TreeItem
+from stowax._formats import _orbax_item, _safetensors
+from stowax._formats._base import ITEM_DOCUMENT, Format, OpenCheckpoint, TreeItem
 from stowax._formats._orbax import OrbaxV1Format
 from stowax._formats._orbax_json import PARTIAL_MARK, UNFINISHED_MARK
 from stowax._formats._orbax_v0 import OrbaxV0Format
+from stowax._formats._safetensors import SUFFIX, SafetensorsFormat
 from stowax._formats._stowax import MANIFEST, ROOT_SEAL, StowaxFormat, open_tree_item
 from stowax._manifest import Digest
 from stowax._stores._base import Store, join, resolve
@@ -25,7 +26,8 @@ from stowax.errors import (
     NotADirectoryLayoutError,
 )
 
-_FORMATS: tuple[Format, ...] = (StowaxFormat(), OrbaxV1Format(), OrbaxV0Format())
+_CHECKPOINTS: tuple[Format, ...] = (StowaxFormat(), OrbaxV1Format(), OrbaxV0Format())
+_SAFETENSORS = SafetensorsFormat()
 
 
 async def open_checkpoint(store: Store, path: str, *, verify: bool) -> OpenCheckpoint:
@@ -43,9 +45,12 @@ async def open_checkpoint(store: Store, path: str, *, verify: bool) -> OpenCheck
             f"nothing is at {path}{await _drafts_beside(store, path)}"
         )
     _refuse_unfinished(path)
-    if not entry.is_directory:
-        raise NotADirectoryLayoutError(f"{path} is a file; a checkpoint is a directory")
-    for known in _FORMATS:
+    if not entry.is_directory and not path.endswith(SUFFIX):
+        raise NotADirectoryLayoutError(
+            f"{path} is a file; a checkpoint is a directory, or a {SUFFIX} file"
+        )
+    formats = (*_CHECKPOINTS, _SAFETENSORS) if entry.is_directory else (_SAFETENSORS,)
+    for known in formats:
         if not await known.recognises(store, path):
             continue
         try:
@@ -65,14 +70,15 @@ async def open_checkpoint(store: Store, path: str, *, verify: bool) -> OpenCheck
 async def is_checkpoint(store: Store, path: str) -> bool:
     """Whether an existing path is a checkpoint, however damaged, or an empty directory.
 
-    So it tells what a save may replace from what has nothing to do with checkpoints.
+    So it tells what a save may replace from what has nothing to do with checkpoints. A
+    directory with safetensors files is none: much else may lie beside them.
     """
     entry = await store.stat(path)
     if entry is None or not entry.is_directory:
         return False
     if not await store.list(path):
         return True
-    for known in _FORMATS:
+    for known in _CHECKPOINTS:
         if await known.recognises(store, path):
             return True
     return False
@@ -111,8 +117,14 @@ async def open_tree(
         except CorruptCheckpointError:
             if verify:
                 raise
-    if await store.stat(path) is None:
+    entry = await store.stat(path)
+    if entry is None:
         raise CheckpointNotFoundError(f"nothing is at {path}")
+    names = [path] if not entry.is_directory else []
+    if entry.is_directory:
+        names = [child.name for child in await store.list(path)]
+    if ITEM_DOCUMENT not in names and any(name.endswith(SUFFIX) for name in names):
+        return await _safetensors.open_tree(store, path)
     return await _orbax_item.open_tree(
         store,
         path,

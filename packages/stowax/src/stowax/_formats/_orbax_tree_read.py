@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stowax._codecs._json import as_list, as_object, as_typed, parse
 from stowax._formats._base import ITEM_DOCUMENT
 from stowax._formats._orbax_json import (
     ARRAYS_DIRECTORY,
@@ -24,10 +25,6 @@ from stowax._formats._orbax_json import (
     RICH_KEY,
     SHARDING_DOCUMENT,
     STRINGS_DOCUMENT,
-    as_list,
-    as_object,
-    as_typed,
-    parse,
 )
 from stowax._formats._orbax_rich import refine
 from stowax._formats._orbax_strings import is_hidden, look_up

@@ -8,7 +8,7 @@ here: it is for whoever asked to say all of it at once.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stowax._keypath import FlatTree, KeyPath, leaf_name
@@ -44,6 +44,7 @@ def match_paths(
     *,
     skipped: Sequence[bool],
     rules: Rules,
+    by_name: bool = False,
 ) -> Match:
     """Finds the stored leaf for every leaf of the target.
 
@@ -54,7 +55,9 @@ def match_paths(
         skipped: For every leaf of the target whether it is not to be loaded; such a
             leaf also covers all stored leaves below its path.
         rules: Where leaves are stored under other names.
+        by_name: Whether names count, and not the keys that they are made of.
     """
+    texts_of = _name_parts if by_name else _texts
     if _are_alike(target, entries, skipped, rules):
         return Match(
             positions=tuple(range(len(entries))),
@@ -63,8 +66,8 @@ def match_paths(
             unused=(),
             unused_rules=(),
         )
-    by_path = {_texts(entry.path): i for i, entry in enumerate(entries)}
-    by_name = {entry.name: i for i, entry in enumerate(entries)} if rules else {}
+    paths = {texts_of(entry.path): i for i, entry in enumerate(entries)}
+    names = {entry.name: i for i, entry in enumerate(entries)} if rules else {}
     positions: list[int] = []
     looked_up: list[str] = []
     used_rules: set[int | None] = set()
@@ -72,11 +75,11 @@ def match_paths(
     def look_up(path: KeyPath, name: str) -> int:
         if not rules:
             looked_up.append(name)
-            return by_path.get(_texts(path), -1)
+            return paths.get(texts_of(path), -1)
         name, rule = rules.stored_name(name)
         used_rules.add(rule)
         looked_up.append(name)
-        return by_path.get(_texts(path), -1) if rule is None else by_name.get(name, -1)
+        return paths.get(texts_of(path), -1) if rule is None else names.get(name, -1)
 
     for path, name, skip in zip(target.paths, target.names, skipped, strict=True):
         position = look_up(path, name)
@@ -87,7 +90,9 @@ def match_paths(
     asked = {*positions, *(position for _, position in dropped)}
     del looked_up[len(positions) :]
     covers = _Covers(
-        (p for p, skip in zip(target.paths, skipped, strict=True) if skip), rules
+        (p for p, skip in zip(target.paths, skipped, strict=True) if skip),
+        rules,
+        texts_of,
     )
     unused: list[int] = []
     for i, entry in enumerate(entries):
@@ -157,10 +162,16 @@ def other_keys(path: KeyPath, roles: Mapping[Keys, set[bool]]) -> str | None:
 class _Covers:
     """The paths that stand for all stored leaves below them."""
 
-    def __init__(self, paths: Iterable[KeyPath], rules: Rules) -> None:
+    def __init__(
+        self,
+        paths: Iterable[KeyPath],
+        rules: Rules,
+        texts_of: Callable[[KeyPath], Keys],
+    ) -> None:
         paths = list(paths)
         self._rules = rules
-        self._texts = {_texts(path) for path in paths}
+        self._texts_of = texts_of
+        self._texts = {texts_of(path) for path in paths}
         self._targets = {keys_of(leaf_name(p)) for p in paths} if rules else set[Keys]()
 
     def cover(self, entry: LeafEntry) -> tuple[bool, int | None]:
@@ -170,13 +181,18 @@ class _Covers:
         for target in self._rules.targets_of(entry.name):
             if _has_beginning_in(target.keys, self._targets):
                 return True, target.rule
-        texts = _texts(entry.path)
+        texts = self._texts_of(entry.path)
         is_kept = not self._rules or self._rules.stored_name(entry.name).rule is None
         return is_kept and _has_beginning_in(texts, self._texts), None
 
 
 def _has_beginning_in(keys: Keys, beginnings: set[Keys]) -> bool:
     return any(keys[:n] in beginnings for n in range(len(keys) + 1))
+
+
+def _name_parts(path: KeyPath) -> Keys:
+    """The keys of a path that has the same name, and no "." in a key."""
+    return tuple(leaf_name(path).split("."))
 
 
 def _texts(path: KeyPath) -> Keys:
