@@ -229,6 +229,17 @@ def test_without_an_index(tmp_path, model):
         stowax.load(tmp_path / "c")
 
 
+def test_a_directory_named_like_a_file(tmp_path, model):
+    """What is a directory is told by the disk, and not by its name."""
+    directory = tmp_path / "m.safetensors"
+    directory.mkdir()
+    safetensors.numpy.save_file({"w": model["layers.0.w"]}, directory / directory.name)
+
+    found = stowax.load(directory)
+
+    assert differences({"w": model["layers.0.w"]}, found) == []
+
+
 def edit_index(path, **changes):
     """Changes keys of an index."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -69,7 +69,8 @@ class SafetensorsFormat:
         """
         del verify
         metadata: dict[str, str] = {}
-        for header in (await _read_headers(store, path)).values():
+        _, headers = await _read_headers(store, path)
+        for header in headers.values():
             metadata |= header.metadata
         return OpenCheckpoint(
             path=path,
@@ -81,10 +82,8 @@ class SafetensorsFormat:
 
 async def open_tree(store: Store, path: str) -> TreeItem:
     """Opens the tree of tensors; see `SafetensorsFormat.open`."""
-    headers = await _read_headers(store, path)
-    is_file = path.endswith(SUFFIX) and [*headers] == [posixpath.basename(path)]
+    directory, headers = await _read_headers(store, path)
     manifest, places = await on_worker(_manifest, path, headers)
-    directory = posixpath.dirname(path) if is_file else path
     source = ChunkSource(
         store, directory, manifest, verify=False, index=_Places(manifest, places)
     )
@@ -153,11 +152,16 @@ def _manifest(
     return manifest, [places[name] for name in names]
 
 
-async def _read_headers(store: Store, path: str) -> dict[str, Header]:
-    """Of every file that belongs to a checkpoint, by its name."""
+async def _read_headers(store: Store, path: str) -> tuple[str, dict[str, Header]]:
+    """The directory of a checkpoint, and the headers of its files by their names."""
     entry = await store.stat(path)
     if entry is not None and not entry.is_directory:
-        return {posixpath.basename(path): await _read_header(store, path)}
+        directory, name = posixpath.split(path)
+        return directory, {name: await _read_header(store, path)}
+    return path, await _read_directory(store, path)
+
+
+async def _read_directory(store: Store, path: str) -> dict[str, Header]:
     names = [child.name for child in await store.list(path) if not child.is_directory]
     indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
     if len(indices) > 1:
