@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from golden_cases import compare, load_case
 from orbax.checkpoint import v1
 from page_tables import FROM_ORBAX, table
@@ -122,7 +123,7 @@ NOT_YET = {
         f"{CORE}/training/test_checkpointer.py::test_one_checkpointable",
         f"{CORE}/training/test_checkpointer.py::test_options_that_are_not_built",
     ),
-    "`CheckpointLayout.SAFETENSORS`; zarr2 and plain files when saving": (
+    "`CheckpointLayout.SAFETENSORS`, zarr2 and plain files when saving": (
         f"{CORE}/test_option_effects.py::test_refused"
     ),
     "`training.pathways` and `PathwaysOptions.checkpointing_impl`": (
@@ -230,6 +231,23 @@ class Failing:
 
     async def load(self, directory):
         raise NotImplementedError
+
+
+@shows("safetensors files")
+def test_safetensors(tmp_path):
+    """Ours needs no option, and fills any tree; Orbax has both as it was asked."""
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file({"a.w": np.arange(3, dtype=np.float32)}, path)
+    asked = {"a": {"w": jax.ShapeDtypeStruct((3,), np.float32)}}
+
+    assert stowax.load(path, asked)["a"]["w"].tolist() == [0, 1, 2]
+    with pytest.raises((ValueError, OSError)):
+        v1.load(path)
+    layout = v1.options.CheckpointLayout.SAFETENSORS
+    with v1.Context(checkpoint_layout=layout):
+        assert v1.load(path)["a.w"].tolist() == [0, 1, 2]
+        with pytest.raises(ValueError, match="not a flat dictionary"):
+            v1.load(path, asked)
 
 
 @shows("`overwrite=True`")
