@@ -10,9 +10,8 @@ any memory is taken.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,9 +26,6 @@ HEADER_LIMIT_BYTES = 100_000_000
 """No reader takes a longer one."""
 
 METADATA = "__metadata__"
-
-_ALIGNMENT_BYTES = 8
-"""Tensors begin at a multiple of this, so that a mapped file is aligned."""
 
 _DTYPES = {
     "BOOL": "bool",
@@ -50,8 +46,6 @@ _DTYPES = {
     "F8_E5M2": "float8_e5m2",
     "F8_E8M0": "float8_e8m0fnu",
 }
-
-_NAMES = {ours: theirs for theirs, ours in _DTYPES.items()}
 
 
 class Tensor(NamedTuple):
@@ -143,51 +137,6 @@ def decode_header(data: bytes, *, file_bytes: int, where: str) -> Header:
             + "\n".join(unknown)
         )
     return Header(tensors=ordered, metadata=metadata)
-
-
-def encode_header(
-    tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]
-) -> bytes:
-    """What a file begins with, length and header, given tensors in their order.
-
-    Args:
-        tensors: dtype and shape by name; they follow each other without gaps.
-        metadata: Texts by name.
-
-    Raises:
-        UnsupportedLeafError: Names every tensor whose dtype the format does not have.
-        ValueError: There are too many names for one header.
-    """
-    document: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
-    unknown: list[str] = []
-    end = 0
-    for name, (dtype, shape) in tensors.items():
-        if dtype not in _NAMES:
-            unknown.append(f"  {name}: {dtype}")
-            continue
-        begin, end = end, end + math.prod(shape) * dtype_from_name(dtype).itemsize
-        document[name] = {
-            "dtype": _NAMES[dtype],
-            "shape": list(shape),
-            "data_offsets": [begin, end],
-        }
-    if unknown:
-        raise UnsupportedLeafError(
-            "safetensors files have no tensors of these dtypes; convert them to one of "
-            f"{', '.join(_NAMES)}:\n" + "\n".join(unknown)
-        )
-    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _ALIGNMENT_BYTES)
-    if len(text) > HEADER_LIMIT_BYTES:
-        raise ValueError(
-            f"the header has {len(text)} bytes; {HEADER_LIMIT_BYTES} are allowed"
-        )
-    return len(text).to_bytes(LENGTH_BYTES, "little") + text
-
-
-def has_dtype(name: str) -> bool:
-    """Whether the format has a dtype that checkpoints call by this name."""
-    return name in _NAMES
 
 
 def _tensor(name: str, said: Any, begin_bytes: int, where: str) -> Tensor:
