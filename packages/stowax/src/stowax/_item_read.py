@@ -29,6 +29,7 @@ from stowax._uncollected import uncollected
 from stowax.tree import PLACEHOLDER
 
 WAITING = "waiting for memory that other loads have (`read_concurrent_bytes`)"
+"""The phase of a load that could go on if others gave back what they hold."""
 
 _PLACED_TOGETHER = 256
 """Leaves, between two chances for a garbage collection."""

@@ -120,7 +120,7 @@ async def open_tree(
     entry = await store.stat(path)
     if entry is None:
         raise CheckpointNotFoundError(f"nothing is at {path}")
-    names = [path] if not entry.is_directory else []
+    names = [path]
     if entry.is_directory:
         names = [child.name for child in await store.list(path)]
     if ITEM_DOCUMENT not in names and any(name.endswith(SUFFIX) for name in names):
