@@ -88,6 +88,7 @@ LAYERS = {
     "_item_verify": 6,
     "_operation": 6,
     "_operation_path": 6,
+    "_tree_values": 6,
     # who saves what
     "_handlers": 7,
     # operations

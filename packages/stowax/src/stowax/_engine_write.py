@@ -36,15 +36,15 @@ class HostParts(Protocol):
         """By position in the plan."""
         ...
 
-    async def staged(self, file: int) -> None:
+    async def staged(self, unit: int) -> None:
         """Waits until all parts of a data file are there.
 
         Args:
-            file: Its position in the plan.
+            unit: Its position in the plan.
         """
         ...
 
-    def written(self, file: int) -> None:
+    def written(self, unit: int) -> None:
         """Is told that nobody will ask for the parts of this file again."""
         ...
 

@@ -8,12 +8,9 @@ last few saves are kept, and a later save only brings its values.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from stowax._budget import Budget
 from stowax._codecs._zarr import dtype_name
@@ -24,13 +21,10 @@ from stowax._keypath import (
     Node,
     at_leaf,
     check_names,
-    flatten,
     jax_key_path,
 )
 from stowax._leaves._base import Description
-from stowax._leaves._jax_array import is_key
-from stowax._leaves._refusal import check_all
-from stowax._leaves._registry import EncodedLeaf, Leaves
+from stowax._leaves._registry import Leaves
 from stowax._manifest import CustomType, LeafEntry, LeafForm
 from stowax._plan._storage import LeafStorage, check_chunks, narrowed, plan_storage
 from stowax._plan._write import (
@@ -38,7 +32,6 @@ from stowax._plan._write import (
     AUTO_CODEC,
     AUTO_EACH,
     ArrayLayout,
-    PartWrite,
     Sharing,
     WritePlan,
     plan_write,
@@ -46,18 +39,14 @@ from stowax._plan._write import (
 from stowax._processes import Processes
 from stowax._recent import Recent
 from stowax._settings import SaveSettings
-from stowax._staging import Staging
-from stowax._transfer import to_host
+from stowax._staging import Staging, batch_limit_bytes
+from stowax._tree_values import TreeValues, encode_tree
 from stowax._uncollected import uncollected
-from stowax.errors import TreeError, UnsupportedLeafError
 
 _AS_USUAL = SaveSettings()
 
 _DOCUMENTED: dict[str | None, str | None] = {AUTO: None, AUTO_EACH: AUTO_CODEC}
 """What stands for chunks that a sample decides about; see `Choices.settled`."""
-
-_BATCHES_PER_BUDGET = 4
-"""While one is written, others are staged, and the last one waits for its sync."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +102,8 @@ def stage_item(
         TreeError: Names every leaf that stands in the way.
         UnsupportedOptionError: Names every leaf that cannot be stored as asked.
     """
-    if tree is None:
-        raise TreeError("None is no state; to save nothing, save an empty dict, {}")
-    flat = flatten(tree, leaves.takes_value)
-    encoded, outlines = _encode(flat, leaves, processes)
-    first = _first(flat, saving)
+    values = encode_tree(tree, leaves, processes)
+    first = _first(values.flat, saving)
 
     def lay_out(part_limit_bytes: int) -> ItemLayout:
         key = None
@@ -125,16 +111,14 @@ def stage_item(
             identity = processes.index, processes.count, part_limit_bytes, first
             # To NumPy, None is equal to float64.
             is_converted = saving.storage.dtype is not None
-            kinds = [kind for kind, _, _ in encoded]
+            flat = values.flat
+            kinds, outlines = values.kinds, values.outlines
             structure = flat.names, flat.key_types, kinds, outlines, flat.root
             key = identity, is_converted, saving, codec, structure
             if (found := known.find(key)) is not None:
                 return found
         layout = _lay_out(
-            flat,
-            encoded,
-            outlines,
-            processes,
+            values,
             saving=saving,
             codec=codec,
             first=first,
@@ -145,47 +129,15 @@ def stage_item(
         return layout
 
     layout = lay_out(0)
-    sizes_bytes = _sizes_bytes(layout, encoded, borrow=borrow)
+    sizes_bytes = values.sizes_bytes(layout.plan.parts, borrow=borrow)
     if sum(sizes_bytes) > limit_bytes:
-        layout = lay_out(_part_limit_bytes(limit_bytes))
-        sizes_bytes = _sizes_bytes(layout, encoded, borrow=borrow)
-    fetch = functools.partial(
-        _fetch,
-        layout.plan,
-        flat.names,
-        encoded,
-        processes,
-        borrow,
-        saving.pins_transfers,
+        layout = lay_out(batch_limit_bytes(limit_bytes))
+        sizes_bytes = values.sizes_bytes(layout.plan.parts, borrow=borrow)
+    fetch = functools.partial(values.fetch, borrow=borrow, pin=saving.pins_transfers)
+    staging = Staging(
+        layout.plan.parts, layout.plan.needs, fetch, sizes_bytes, budget, limit_bytes
     )
-    staging = Staging(layout.plan, fetch, sizes_bytes, budget, limit_bytes)
     return StagedItem(layout=layout, staging=staging)
-
-
-def _encode(
-    flat: FlatTree, leaves: Leaves, processes: Processes
-) -> tuple[list[EncodedLeaf], list[Hashable]]:
-    """Kind, value and outline of every leaf; refuses all unsupported ones at once."""
-    encoded: list[EncodedLeaf] = []
-    outlines: list[Hashable] = []
-    errors: list[UnsupportedLeafError] = []
-    for value, name in zip(flat.leaves, flat.names, strict=True):
-        try:
-            try:
-                leaf = leaves.encode(value)
-                outlines.append(leaf.kind.outline(leaf.value))
-                encoded.append(leaf)
-                if errors:  # The list is to be complete.
-                    leaf.kind.describe(leaf.value, processes)
-            except Exception:  # Any failure deserves its place; raised again as it is.
-                with at_leaf(name):
-                    raise
-        except UnsupportedLeafError as error:
-            if not errors:
-                errors += _earlier_errors(encoded, flat.names, processes)
-            errors.append(error)
-    check_all(errors, "written")
-    return encoded, outlines
 
 
 def _first(flat: FlatTree, saving: SaveSettings) -> tuple[int, ...]:
@@ -200,33 +152,17 @@ def _first(flat: FlatTree, saving: SaveSettings) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _earlier_errors(
-    encoded: Sequence[EncodedLeaf], names: Sequence[str], processes: Processes
-) -> list[UnsupportedLeafError]:
-    """Why leaves before the first that is no leaf at all cannot be written either."""
-    errors: list[UnsupportedLeafError] = []
-    for leaf, name in zip(encoded, names, strict=False):
-        try:
-            with at_leaf(name):
-                leaf.kind.describe(leaf.value, processes)
-        except UnsupportedLeafError as error:
-            errors.append(error)
-    return errors
-
-
 def _lay_out(
-    flat: FlatTree,
-    encoded: Sequence[EncodedLeaf],
-    outlines: Sequence[Hashable],
-    processes: Processes,
+    values: TreeValues,
     *,
     saving: SaveSettings,
     codec: str | None,
     first: Sequence[int],
     part_limit_bytes: int,
 ) -> ItemLayout:
+    flat, processes = values.flat, values.processes
     check_names(flat.root)
-    described = _describe(flat.names, encoded, outlines, processes)
+    described = values.describe()
     check_string_names(
         [n for n, d in zip(flat.names, described, strict=True) if d.text is not None]
     )
@@ -263,7 +199,7 @@ def _lay_out(
     for leaf, (path, name, description) in enumerate(
         zip(flat.paths, flat.names, described, strict=True)
     ):
-        layout, custom = layouts.get(leaf), encoded[leaf].custom
+        layout, custom = layouts.get(leaf), values.leaves[leaf].custom
         key = id(description), id(layout), id(custom)
         if key not in forms:
             forms[key] = _form(
@@ -282,32 +218,6 @@ def _lay_out(
         narrowed=narrowed(flat.names, storages),
         tells_orbax_of_arrays=saving.record_array_metadata,
     )
-
-
-def _describe(
-    names: Sequence[str],
-    encoded: Sequence[EncodedLeaf],
-    outlines: Sequence[Hashable],
-    processes: Processes,
-) -> list[Description]:
-    """What there is to store of every leaf; refuses all unsupported ones at once."""
-    known: dict[Hashable, Description] = {}
-    described: list[Description] = []
-    errors: list[UnsupportedLeafError] = []
-    for leaf, outline, name in zip(encoded, outlines, names, strict=True):
-        key = leaf.kind, outline
-        description = known.get(key)
-        if description is None:
-            try:
-                with at_leaf(name):
-                    description = leaf.kind.describe(leaf.value, processes)
-            except UnsupportedLeafError as error:
-                errors.append(error)
-                continue
-            known[key] = description
-        described.append(description)
-    check_all(errors, "written")
-    return described
 
 
 def _layout(
@@ -352,58 +262,3 @@ def _form(
         sharding=description.sharding if saving.record_shardings else None,
         custom=custom,
     )
-
-
-def _sizes_bytes(
-    layout: ItemLayout, encoded: Sequence[EncodedLeaf], *, borrow: bool
-) -> list[int]:
-    """What every part takes of the staging budget."""
-    sizes: list[int] = []
-    for leaf, box in layout.plan.parts:
-        kind, value, _ = encoded[leaf]
-        size_bytes = 0
-        if kind.takes_memory(value, borrow=borrow):
-            size_bytes = box.size * _itemsize(value)
-        sizes.append(size_bytes)
-    return sizes
-
-
-def _itemsize(value: Any) -> int:
-    # The last axis of what is stored of PRNG keys is their data.
-    return np.dtype(np.uint32).itemsize if is_key(value.dtype) else value.dtype.itemsize
-
-
-def _part_limit_bytes(limit_bytes: int) -> int:
-    """After how much a data file ends, so that several batches fit the budget.
-
-    A power of two: what a budget is made of changes from save to save, and the layout
-    should not.
-    """
-    return 1 << max(0, (limit_bytes // _BATCHES_PER_BUDGET).bit_length() - 1)
-
-
-def _fetch(
-    plan: WritePlan,
-    names: Sequence[str],
-    encoded: Sequence[EncodedLeaf],
-    processes: Processes,
-    borrow: bool,
-    pin: bool | None,
-    positions: range,
-) -> list[np.ndarray]:
-    """The host memory of some parts that this process writes."""
-    staged: list[Any] = []
-    parts = plan.parts[positions.start : positions.stop]
-    for leaf, same in itertools.groupby(parts, _leaf_of):
-        kind, value, _ = encoded[leaf]
-        boxes = [part.box for part in same]
-        try:
-            staged += kind.stage(value, boxes, processes, borrow=borrow)
-        except Exception:  # Any failure deserves its place; raised again as it is.
-            with at_leaf(names[leaf]):
-                raise
-    return to_host(staged, pin=pin)
-
-
-def _leaf_of(part: PartWrite) -> int:
-    return part.leaf

@@ -97,12 +97,12 @@ class _TellingParts:
     def parts(self) -> Sequence[np.ndarray | None]:
         return self._parts.parts
 
-    async def staged(self, file: int) -> None:
-        await self._parts.staged(file)
+    async def staged(self, unit: int) -> None:
+        await self._parts.staged(unit)
 
-    def written(self, file: int) -> None:
-        self._parts.written(file)
-        self._tally.arrived(_leaf_parts(self._files[file]))
+    def written(self, unit: int) -> None:
+        self._parts.written(unit)
+        self._tally.arrived(_leaf_parts(self._files[unit]))
 
 
 def _leaf_parts(file: FilePlan) -> list[tuple[int, int]]:

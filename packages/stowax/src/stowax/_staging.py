@@ -1,9 +1,10 @@
 """Values on the host, between the caller who may change them and the files.
 
-They are staged batch by batch, a batch being a run of data files that share no array.
-As long as all of them fit the budget there is one batch. If not, each is written, and
-its memory given back, while the caller's thread stages the next. What is staged can be
-written without anything else being staged, so nobody waits for ever.
+They are staged batch by batch, a batch being a run of units that share no array; a unit
+is what is written as a whole, a data file as a rule. As long as all of them fit the
+budget there is one batch. If not, each is written, and its memory given back, while the
+caller's thread stages the next. What is staged can be written without anything else
+being staged, so nobody waits for ever.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from stowax._budget import Budget
-from stowax._plan._write import WritePlan, batches
+from stowax._plan._write import PartWrite
+
+_BATCHES_PER_BUDGET = 4
+"""While one is written, others are staged, and the last one waits for its sync."""
 
 
 class _Batch(NamedTuple):
@@ -26,8 +30,8 @@ class _Batch(NamedTuple):
     size_bytes: int
     """What it takes of the budget."""
     staged: concurrent.futures.Future[None]
-    files: set[int]
-    """Those that are not written yet, by position in the plan."""
+    units: set[int]
+    """Those that are not written yet."""
 
 
 class Staging:
@@ -37,8 +41,10 @@ class Staging:
     `stage_rest` after the writing has begun. `close` ends it, whatever happened.
 
     Args:
-        plan: What is written of them.
-        fetch: Brings parts to the host, given their positions in the plan.
+        parts: What there is to write, in order.
+        needs: The parts of every unit, by position; none before those of the unit that
+            comes before it.
+        fetch: Brings parts to the host.
         sizes_bytes: What every part takes of the budget; 0 if it is memory that is
             there anyway.
         budget: Counts it.
@@ -47,21 +53,22 @@ class Staging:
 
     def __init__(
         self,
-        plan: WritePlan,
-        fetch: Callable[[range], Sequence[np.ndarray]],
+        parts: Sequence[PartWrite],
+        needs: Sequence[range],
+        fetch: Callable[[Sequence[PartWrite]], Sequence[np.ndarray]],
         sizes_bytes: Sequence[int],
         budget: Budget,
         limit_bytes: int,
     ) -> None:
-        self.parts: list[np.ndarray | None] = [None] * len(plan.parts)
-        """Host memory of every part, by position in the plan, as long as it is needed.
-        """
+        self.parts: list[np.ndarray | None] = [None] * len(parts)
+        """Host memory of every part, by position, as long as it is needed."""
+        self._wanted = parts
         self._fetch = fetch
         self._budget = budget
         self.limit_bytes = limit_bytes
         """What all saves together may take."""
-        self._batches = _batches(plan, sizes_bytes, limit_bytes)
-        self._batch_of_file = {f: b for b in self._batches for f in b.files}
+        self._batches = _batches(needs, sizes_bytes, limit_bytes)
+        self._batch_of_unit = {unit: b for b in self._batches for unit in b.units}
         self._lock = threading.Lock()
         self._taken_bytes = 0
         self._is_closed = False
@@ -93,26 +100,26 @@ class Staging:
                     return
                 raise  # An interrupt, or the deadline.
 
-    async def staged(self, file: int) -> None:
-        """Waits until all parts of a data file are here.
+    async def staged(self, unit: int) -> None:
+        """Waits until all parts of a unit are here.
 
         Args:
-            file: Its position in the plan.
+            unit: Its position.
 
         Raises:
             Exception: Why they never will be.
         """
-        future = self._batch_of_file[file].staged
+        future = self._batch_of_unit[unit].staged
         if not future.done():
             # Shielded: others wait for the same.
             await asyncio.shield(asyncio.wrap_future(future))
         future.result()
 
-    def written(self, file: int) -> None:
+    def written(self, unit: int) -> None:
         """Lets go of what nobody needs any more."""
-        batch = self._batch_of_file[file]
-        batch.files.discard(file)
-        if not batch.files:
+        batch = self._batch_of_unit[unit]
+        batch.units.discard(unit)
+        if not batch.units:
             for part in batch.parts:
                 self.parts[part] = None
             self._give(batch.size_bytes)
@@ -136,7 +143,8 @@ class Staging:
         if is_over:
             self._budget.give(size_bytes)
             return
-        for part, array in zip(batch.parts, self._fetch(batch.parts), strict=True):
+        wanted = self._wanted[batch.parts.start : batch.parts.stop]
+        for part, array in zip(batch.parts, self._fetch(wanted), strict=True):
             self.parts[part] = array
         batch.staged.set_result(None)
 
@@ -156,18 +164,39 @@ class Staging:
                 batch.staged.set_exception(told)
 
 
+def batch_limit_bytes(limit_bytes: int) -> int:
+    """How much the parts of a unit may take, so that several batches fit a budget.
+
+    A power of two: what a budget is made of changes from save to save, and the layout
+    should not.
+    """
+    return 1 << max(0, (limit_bytes // _BATCHES_PER_BUDGET).bit_length() - 1)
+
+
 def _batches(
-    plan: WritePlan, sizes_bytes: Sequence[int], limit_bytes: int
+    needs: Sequence[range], sizes_bytes: Sequence[int], limit_bytes: int
 ) -> list[_Batch]:
-    if not plan.files:
+    if not needs:
         return []
-    runs = batches(plan.files)
+    runs = _apart(needs)
     if sum(sizes_bytes) <= limit_bytes:
-        runs = [range(len(plan.files))]
+        runs = [range(len(needs))]
     found: list[_Batch] = []
     for run in runs:
-        first = plan.files[run.start].chunks[0].part
-        parts = range(first, plan.files[run.stop - 1].chunks[-1].part + 1)
+        parts = range(needs[run.start].start, needs[run.stop - 1].stop)
         size_bytes = sum(sizes_bytes[part] for part in parts)
         found.append(_Batch(parts, size_bytes, concurrent.futures.Future(), set(run)))
+    return found
+
+
+def _apart(needs: Sequence[range]) -> list[range]:
+    """Runs of units, by position, of which no two need the same part."""
+    found: list[range] = []
+    stop = 0
+    for position, need in enumerate(needs):
+        if not found or need.start >= stop:
+            found.append(range(position, position + 1))
+        else:
+            found[-1] = range(found[-1].start, position + 1)
+        stop = need.stop
     return found

@@ -159,6 +159,11 @@ class WritePlan:
     array_bytes: int
     """Of all elements in them, as they are stored but for compression."""
 
+    @property
+    def needs(self) -> list[range]:
+        """The parts that each file is made of, by position."""
+        return [range(f.chunks[0].part, f.chunks[-1].part + 1) for f in self.files]
+
 
 def plan_write(
     layouts: Mapping[int, ArrayLayout],
@@ -276,19 +281,6 @@ def _fitting_codec(layout: ArrayLayout, chunk_shape: tuple[int, ...]) -> str | N
     most_bytes = CODECS[AUTO_CODEC].limit_bytes
     fits = _AUTO_CHUNK_FROM_BYTES <= chunk_bytes <= most_bytes
     return layout.codec if is_large and fits else None
-
-
-def batches(files: Sequence[FilePlan]) -> list[range]:
-    """Runs of files, by position, of which no two need the same part."""
-    found: list[range] = []
-    last_part = -1
-    for position, file in enumerate(files):
-        if not found or file.chunks[0].part != last_part:
-            found.append(range(position, position + 1))
-        else:
-            found[-1] = range(found[-1].start, position + 1)
-        last_part = file.chunks[-1].part
-    return found
 
 
 def place(end_bytes: int, length_bytes: int) -> int:
