@@ -22,7 +22,7 @@ from sample_trees import bits, differences, mesh, plain
 
 import stowax
 from stowax import _commit, _deadline, _operation, _staged_save, training
-from stowax._commit import RootFacts
+from stowax._composite import RootFacts
 from stowax._digest import PIECE_BYTES
 from stowax._runtime import default_runtime
 from stowax._stores._local import LocalStore

@@ -93,6 +93,7 @@ LAYERS = {
     "_handlers": 7,
     # operations
     "_commit": 8,
+    "_composite": 8,
     "_delete": 8,
     "_deprecated": 9,
     "_inspect": 8,

@@ -3,70 +3,33 @@
     begun ──▶ written ──▶ sealed ──▶ synced ──▶ published
       └──────────┴──────────┴──────────┴──▶ abandoned
 
-Everything up to *synced* happens inside the draft, a directory that no reader takes
-for a checkpoint; a failure anywhere abandons it and leaves what was there before
-untouched.  The step to *published* is one call of the store, made by the primary
-process after all processes have said that their part is written and durable.  It is not
-given up halfway: the deadline is that of everything before.
+Everything up to *synced* happens inside the draft, which no reader takes for a
+checkpoint: a directory, or a file where the checkpoint is one.  A failure anywhere
+abandons it and leaves what was there before untouched.  The step to *published* is one
+call of the store, made by the primary process after all processes have said that their
+part is written and durable.  It is not given up halfway: the deadline is that of
+everything before.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import logging
-import pathlib
 import posixpath
 import uuid
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable, Generator, Sequence
 
-from stowax._codecs._item_manifest import digest
-from stowax._digest import PIECE_BYTES, digest_file
 from stowax._environment import store_of
-from stowax._formats._base import ITEM_DOCUMENT
 from stowax._formats._detect import is_checkpoint
-from stowax._formats._orbax_json import (
-    COMMIT_DOCUMENT,
-    INDICATOR,
-    JSON_DOCUMENTS,
-    JSON_TYPESTR,
-    METRICS_TYPESTR,
-    PYTREE_TYPESTR,
-    ROOT_DOCUMENT,
-    STATEFUL_TYPESTR,
-    UNFINISHED_MARK,
-    encode_root,
-)
-from stowax._formats._stowax import (
-    MANIFEST,
-    ROOT_SEAL,
-    encode_seal,
-)
-from stowax._item_write import complete_items, told_parts
-from stowax._loop import on_worker
-from stowax._manifest import Digest
-from stowax._operation import EngineTask, Operation, operation_id
+from stowax._formats._orbax_json import UNFINISHED_MARK
+from stowax._operation import Operation, operation_id
 from stowax._runtime import Runtime
 from stowax._settings import Settings
-from stowax._stores._base import already_published, join, walk
-from stowax._tasks import drop, finish_all, noting
-from stowax.errors import CheckpointExistsError, SaveError, UnsupportedOptionError
+from stowax._stores._base import already_published, walk
+from stowax._tasks import noting
+from stowax.errors import CheckpointExistsError, UnsupportedOptionError
 
 _logger = logging.getLogger("stowax")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RootFacts:
-    """What stands at the root of a checkpoint beside its items."""
-
-    custom_metadata: Mapping[str, Any]
-    metrics: Any = None
-    is_step: bool = False
-    """A step of a training run, which Orbax arranges a little differently: without
-    the indicator of its v1 layout, and with a commit file in every item."""
 
 
 def draft_of(path: str) -> str:
@@ -81,6 +44,7 @@ async def begin(
     *,
     overwrite: bool,
     borrow: bool,
+    is_file: bool = False,
     failure: Exception | None = None,
 ) -> Operation:
     """Agrees on a draft for `path` and makes it.
@@ -91,6 +55,7 @@ async def begin(
         runtime: Where it runs.
         overwrite: Whether what is at the path may be replaced.
         borrow: Whether the caller leaves values alone until the operation ends.
+        is_file: Whether the checkpoint is a file, of which nothing is made yet.
         failure: Why this process cannot take part, if it cannot.
 
     Raises:
@@ -123,6 +88,8 @@ async def begin(
                     "path, or move away what is there"
                 )
         operation.directory = draft_of(path)
+        if is_file:
+            return operation.directory.encode()
         mode = settings.permission_mode
         if mode is not None and not store.has_directories:
             raise UnsupportedOptionError(
@@ -148,22 +115,20 @@ async def begin(
 async def commit(
     operation: Operation,
     path: str,
-    work: Mapping[str, Awaitable[None]],
-    typestrs: Mapping[str, str],
-    facts: RootFacts,
     *,
-    started_nsecs: int,
+    finish: Callable[[], Awaitable[bytes]],
+    seal: Callable[[Sequence[bytes]], Awaitable[None]],
     replace: bool,
 ) -> None:
-    """Waits for all items, seals, syncs and publishes.
+    """Has everything written, sealed and synced, and publishes it.
 
     Args:
         operation: Under way since `begin`.
         path: The final path.
-        work: The second phase of every checkpointable of this process.
-        typestrs: What to record for checkpointables whose files do not tell.
-        facts: What stands at the root.
-        started_nsecs: When the save began.
+        finish: Writes what this process has to write, durably; what it returns is told
+            to the primary.
+        seal: In the primary, given what every process told, by index: writes what
+            makes the draft whole, durably but for the names in its directories.
         replace: Whether what is at the path is replaced.
 
     Raises:
@@ -171,10 +136,9 @@ async def commit(
         Exception: Whatever a handler raised; what was at the path is untouched.
     """
 
-    async def seal() -> bytes:
+    async def make_whole() -> bytes:
         with _entering(operation, "writing the documents"):
-            await complete_items(operation, told)
-            await _seal(operation, path, typestrs, facts, started_nsecs=started_nsecs)
+            await seal(told)
         with _entering(operation, "syncing the directories"):
             await _sync_directories(operation)
         return b""
@@ -192,9 +156,9 @@ async def commit(
         )
 
     try:
-        written = await operation.attempt(_finish(operation, work))
+        written = await operation.attempt(finish())
         told = await operation.agree("written", written)
-        await in_primary("sealed", seal)
+        await in_primary("sealed", make_whole)
         operation.stop_clock()
         await in_primary("published", publish)
     except BaseException:  # Also a cancellation must leave no draft; raised again.
@@ -224,173 +188,9 @@ def _entering(operation: Operation, phase: str) -> Generator[None]:
         yield
 
 
-async def _finish(operation: Operation, work: Mapping[str, Awaitable[None]]) -> bytes:
-    """Waits for every item; then makes durable what guests of this process wrote.
-
-    Returns:
-        What the primary has to know to complete the items.
-    """
-    waiting, unfinished = dict(work), dict.fromkeys(work)
-
-    async def finish(name: str) -> None:
-        with noting(f"while writing the checkpointable {name!r}"):
-            await _finish_one(operation, name, waiting.pop(name))
-        del unfinished[name]
-        if unfinished:
-            operation.phase = f"writing {', '.join(unfinished)}"
-
-    if unfinished:
-        operation.phase = f"writing {', '.join(unfinished)}"
-    try:
-        await finish_all(finish(name) for name in work)
-    finally:
-        # Given up before they began.
-        for awaitable in waiting.values():
-            drop(awaitable)
-    return told_parts(operation)
-
-
-async def _finish_one(
-    operation: Operation, name: str, awaitable: Awaitable[None]
-) -> None:
-    directory = join(operation.directory, name)
-    if isinstance(awaitable, EngineTask):
-        await asyncio.wrap_future(awaitable.future)
-        await operation.store.make_directory(directory)
-        return
-    await operation.run_guest(awaitable)
-    await operation.store.make_directory(directory)
-    if operation.scratch is not None:
-        await _adopt(operation, directory)
-    await _sync_guest_files(operation, directory)
-
-
-async def _adopt(operation: Operation, directory: str) -> None:
-    """Copies into the store what a guest wrote into its scratch directory."""
-    local = operation.local_directory(directory)
-    for file in await on_worker(_files_below, local):
-        path = join(directory, file.relative_to(local).as_posix())
-        await operation.store.write(path, _pieces_of(file))
-
-
-def _files_below(local: pathlib.Path) -> list[pathlib.Path]:
-    files = sorted(file for file in local.rglob("*") if not file.is_dir())
-    for file in files:
-        if not file.is_file():  # Opening a named pipe would wait for its other end.
-            raise SaveError(f"{file} is no file, and cannot be saved")
-    return files
-
-
-def _pieces_of(file: pathlib.Path) -> Generator[bytes]:
-    with file.open("rb", buffering=0) as source:
-        while piece := source.read(PIECE_BYTES):
-            yield piece
-
-
-async def _sync_guest_files(operation: Operation, directory: str) -> None:
-    """Makes durable what guests have written.
-
-    Guests of other processes may still be at work in the same directory.  What one of
-    them renames in the meantime is found under its new name; what it removes is not
-    part of the item.
-    """
-    missing = None
-    while True:
-        try:
-            return await operation.store.sync(
-                [
-                    path
-                    for path, entry in await walk(operation.store, directory)
-                    if not entry.is_directory and not operation.covers(path)
-                ]
-            )
-        except FileNotFoundError as error:
-            if error.filename == missing:  # Found again, and gone again: no race.
-                raise
-            missing = error.filename
-
-
-async def _seal(
-    operation: Operation,
-    path: str,
-    typestrs: Mapping[str, str],
-    facts: RootFacts,
-    *,
-    started_nsecs: int,
-) -> None:
-    draft = operation.directory
-    if facts.metrics is not None:
-        typestrs = {**typestrs, "metrics": METRICS_TYPESTR}
-        data = json.dumps(facts.metrics).encode()
-        await _write(operation, "metrics/metrics", data)
-    names = sorted(typestrs)
-    if facts.is_step:
-        for name in names:
-            await _write(operation, f"{name}/{COMMIT_DOCUMENT}", _commit_text(path))
-    recorded = {
-        name: await _recorded(operation, name, typestrs[name]) for name in names
-    }
-    documents = {
-        ROOT_DOCUMENT: encode_root(
-            typestrs=recorded,
-            init_timestamp_nsecs=started_nsecs,
-            commit_timestamp_nsecs=operation.runtime.now_nsecs(),
-            custom_metadata=facts.custom_metadata,
-        ),
-        COMMIT_DOCUMENT: _commit_text(path),
-    }
-    if not facts.is_step:
-        documents[INDICATOR] = b""
-    guests = await _sum_guest_files(operation)
-    documents[ROOT_SEAL] = encode_seal(
-        layout="composite",
-        documents={name: digest(data) for name, data in documents.items()},
-        manifests={
-            posixpath.relpath(join(directory, MANIFEST), draft): sum_
-            for directory, (sum_, _) in operation.manifests.items()
-        },
-        guests=guests,
-    )
-    for name, data in documents.items():
-        await _write(operation, name, data)
-
-
 async def _sync_directories(operation: Operation) -> None:
     store, draft = operation.store, operation.directory
-    directories = [p for p, entry in await walk(store, draft) if entry.is_directory]
-    await store.sync([*directories, draft])
-
-
-async def _write(operation: Operation, name: str, data: bytes) -> None:
-    path = join(operation.directory, name)
-    await operation.store.write(path, [data], size_bytes=len(data))
-    await operation.store.sync([path])
-
-
-async def _recorded(operation: Operation, name: str, typestr: str) -> str:
-    """What to record as the handler of an item.
-
-    Of an object that saved itself it is what its files are, if they are known, so that
-    the item is readable without the object.
-    """
-    if typestr != STATEFUL_TYPESTR:
-        return typestr
-    entries = await operation.store.list(join(operation.directory, name))
-    files = {entry.name for entry in entries}
-    if ITEM_DOCUMENT in files:
-        return PYTREE_TYPESTR
-    return JSON_TYPESTR if JSON_DOCUMENTS[0] in files else typestr
-
-
-async def _sum_guest_files(operation: Operation) -> dict[str, Digest]:
-    """Digests of all files in the draft that no manifest covers."""
-    store, draft = operation.store, operation.directory
-    digests: dict[str, Digest] = {}
-    for path, entry in await walk(store, draft):
-        if not entry.is_directory and not operation.covers(path):
-            digests[posixpath.relpath(path, draft)] = await digest_file(store, path)
-    return digests
-
-
-def _commit_text(path: str) -> bytes:
-    return f"The checkpoint {posixpath.basename(path)} is complete.\n".encode()
+    entry = await store.stat(draft)
+    if entry is None or entry.is_directory:
+        directories = [p for p, entry in await walk(store, draft) if entry.is_directory]
+        await store.sync([*directories, draft])

@@ -156,3 +156,12 @@ async def on_worker(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait([future])
         raise
+
+
+async def until_ended(function: Callable[[], T]) -> T:
+    """The same, however often it is cancelled meanwhile: for what tidies up."""
+    future = asyncio.get_running_loop().run_in_executor(None, function)
+    while not future.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([future])
+    return future.result()

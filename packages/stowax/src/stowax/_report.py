@@ -14,7 +14,14 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from stowax._budget import Ledger
@@ -22,7 +29,7 @@ from stowax._events import Event, Verb
 from stowax._listeners import PATIENCE_SECS, subscribed
 from stowax._monitoring import tell_jax
 from stowax._processes import Processes
-from stowax._stores._base import Store, byte_view
+from stowax._stores._base import Pieces, Store, byte_view
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -306,9 +313,11 @@ class _Watched:
         return getattr(self._store, name)
 
     async def write(
-        self, path: str, pieces: Iterable[Buffer], *, size_bytes: int | None = None
+        self, path: str, pieces: Pieces, *, size_bytes: int | None = None
     ) -> None:
-        await self._store.write(path, self._counted(pieces), size_bytes=size_bytes)
+        is_awaited = isinstance(pieces, AsyncIterable)
+        counted = self._counting(pieces) if is_awaited else self._counted(pieces)
+        await self._store.write(path, counted, size_bytes=size_bytes)
 
     async def read_into(self, path: str, offset_bytes: int, buffer: Buffer) -> None:
         await self._store.read_into(path, offset_bytes, buffer)
@@ -319,4 +328,10 @@ class _Watched:
             size_bytes = byte_view(piece).nbytes
             yield piece
             # Who asks for the next piece has done with this one.
+            self._report.wrote(size_bytes)
+
+    async def _counting(self, pieces: AsyncIterable[Buffer]) -> AsyncIterator[Buffer]:
+        async for piece in pieces:
+            size_bytes = byte_view(piece).nbytes
+            yield piece
             self._report.wrote(size_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stowax._commit import RootFacts
+from stowax._composite import RootFacts
 from stowax._context import current_settings
 from stowax._custom_metadata import json_object
 from stowax._handlers._registry import STATE_NAME

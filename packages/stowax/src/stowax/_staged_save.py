@@ -11,7 +11,8 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
-from stowax._commit import RootFacts, abandon, begin, commit
+from stowax._commit import abandon, begin, commit
+from stowax._composite import RootFacts, finish_items, seal_root
 from stowax._context import current_settings
 from stowax._environment import runtime_of, store_of
 from stowax._formats._orbax_json import (
@@ -244,10 +245,15 @@ def _stage_all(
         await commit(
             operation,
             location,
-            work,
-            {name: typestr_of(handler) for name, handler in chosen.items()},
-            facts,
-            started_nsecs=started_nsecs,
+            finish=lambda: finish_items(operation, work),
+            seal=lambda told: seal_root(
+                operation,
+                location,
+                {name: typestr_of(handler) for name, handler in chosen.items()},
+                facts,
+                told,
+                started_nsecs=started_nsecs,
+            ),
             replace=overwrite,
         )
         if operation.report is not None:

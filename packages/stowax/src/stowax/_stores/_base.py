@@ -17,14 +17,17 @@ import json
 import os
 import pathlib
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from stowax.errors import CheckpointExistsError, CorruptCheckpointError, SaveError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+Pieces: TypeAlias = "Iterable[Buffer] | AsyncIterable[Buffer]"
+"""The content of a file, one buffer after another."""
 
 REPLACEMENT_SUFFIX = ".stowax-replace"
 """``<final>.stowax-replace`` is the record of a replacement that is under way."""
@@ -82,14 +85,16 @@ class Store(Protocol):
         ...
 
     async def write(
-        self, path: str, pieces: Iterable[Buffer], *, size_bytes: int | None = None
+        self, path: str, pieces: Pieces, *, size_bytes: int | None = None
     ) -> None:
         """Writes a new file, and the directories above it.
 
         Args:
             path: Where; an existing file is refused.
-            pieces: C-contiguous buffers, consumed once, in order, in a worker thread.
-                Each must keep its content until the call returns.
+            pieces: C-contiguous buffers, consumed once, in order. Each must keep its
+                content until the call returns. Plain ones are made in a worker
+                thread, where they may block; those that have to be awaited, on the
+                running loop, and no thread waits for them.
             size_bytes: The total, when it is known: it allows the store to allocate
                 the space beforehand.
 
@@ -138,7 +143,7 @@ class Store(Protocol):
         ...
 
     async def publish(self, draft: str, final: str, *, replace: bool) -> None:
-        """Makes the directory `draft` appear under its sibling name `final` at once.
+        """Makes `draft`, a directory or a file, appear as its sibling `final` at once.
 
         The caller has synced the draft, and syncs the parent afterwards. What `final`
         named before is deleted after the new name has become durable.

@@ -29,13 +29,21 @@ import shutil
 import stat
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from typing import TYPE_CHECKING
 
-from stowax._loop import on_worker
+from stowax._loop import on_worker, until_ended
 from stowax._stores._base import (
     REPLACEMENT_SUFFIX,
     Entry,
+    Pieces,
     already_published,
     byte_view,
     check_siblings,
@@ -113,8 +121,13 @@ class LocalStore:
         await on_worker(self._make_directory, path, mode)
 
     async def write(
-        self, path: str, pieces: Iterable[Buffer], *, size_bytes: int | None = None
+        self, path: str, pieces: Pieces, *, size_bytes: int | None = None
     ) -> None:
+        if isinstance(pieces, AsyncIterable):
+            await on_worker(self._make_directory, posixpath.dirname(path))
+            await _write_awaited(path, pieces, size_bytes)
+            return
+
         def write() -> None:
             self._make_directory(posixpath.dirname(path))
             _write_file(path, pieces, size_bytes)
@@ -208,57 +221,121 @@ def _ancestors(path: str) -> Iterator[str]:
 # Writing and reading files.
 
 
+class _NewFile:
+    """A file that is being written, and appears whole or not at all.
+
+    Args:
+        path: Where; nothing may be there.
+        size_bytes: How long it will be, if that is known.
+    """
+
+    def __init__(self, path: str, size_bytes: int | None = None) -> None:
+        # O_BINARY exists, and is needed, on Windows only.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        self._path = path
+        self._size_bytes = size_bytes
+        self._written_bytes = 0
+        self._sent_bytes = 0
+        """What the disk was asked to begin with."""
+        self._file: int | None = os.open(path, flags, 0o666)
+        if size_bytes is not None and size_bytes >= _ALLOCATE_FROM_BYTES:
+            try:
+                with _naming(path):
+                    _allocate(self._file, size_bytes)
+            except BaseException:  # An interrupt too; raised again.
+                self.discard()
+                raise
+
+    def append(self, pieces: Iterable[Buffer]) -> None:
+        """Writes pieces at its end.
+
+        Raises:
+            SaveError: They are more than was announced.
+        """
+        assert self._file is not None
+        group_bytes = 0
+        group: list[memoryview] = []
+        with _naming(self._path):
+            for piece in pieces:
+                view = byte_view(piece)
+                if not view.nbytes:
+                    continue
+                group.append(view)
+                group_bytes += view.nbytes
+                self._check_room(group_bytes)
+                if group_bytes >= _GROUP_BYTES or len(group) == _GROUP_PIECES:
+                    self._write(group, group_bytes)
+                    group_bytes = 0
+            self._write(group, group_bytes)
+
+    def close(self) -> None:
+        """Says that this was all.
+
+        Raises:
+            SaveError: It is less than was announced.
+        """
+        assert self._file is not None
+        if self._size_bytes not in (None, self._written_bytes):
+            found = f"only {self._written_bytes}"
+            raise size_mismatch(self._path, self._size_bytes, found)
+        file, self._file = self._file, None
+        with _naming(self._path):
+            os.close(file)  # Network file systems report some failed writes only here.
+
+    def discard(self) -> None:
+        """Leaves nothing at its path."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._file)
+            self._file = None
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+    def _check_room(self, size_bytes: int) -> None:
+        total_bytes = self._size_bytes
+        if total_bytes is not None and self._written_bytes + size_bytes > total_bytes:
+            raise size_mismatch(self._path, total_bytes, "more")
+
+    def _write(self, group: list[memoryview], group_bytes: int) -> None:
+        assert self._file is not None
+        _write_group(self._file, group)
+        self._written_bytes += group_bytes
+        if self._written_bytes - self._sent_bytes >= _WRITE_BACK_BYTES:
+            _send_to_disk(self._file, self._sent_bytes, self._written_bytes)
+            self._sent_bytes = self._written_bytes
+
+
 def _write_file(
     path: str, pieces: Iterable[Buffer], size_bytes: int | None = None
 ) -> None:
     """Creates a file whole, or leaves none."""
-    # O_BINARY exists, and is needed, on Windows only.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    file = os.open(path, flags, 0o666)
-    whole = False
+    file = _NewFile(path, size_bytes)
     try:
-        with _naming(path):
-            try:
-                if size_bytes is not None and size_bytes >= _ALLOCATE_FROM_BYTES:
-                    _allocate(file, size_bytes)
-                _write_pieces(file, path, pieces, size_bytes)
-            finally:
-                # Network file systems report some failed writes only here.
-                os.close(file)
-        whole = True
-    finally:
-        if not whole:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        file.append(pieces)
+        file.close()
+    except BaseException:  # An interrupt too; raised again.
+        file.discard()
+        raise
 
 
-def _write_pieces(
-    file: int,
-    path: str,
-    pieces: Iterable[Buffer],
-    size_bytes: int | None,
+async def _write_awaited(
+    path: str, pieces: AsyncIterable[Buffer], size_bytes: int | None
 ) -> None:
-    written_bytes = group_bytes = sent_bytes = 0
-    group: list[memoryview] = []
-    for piece in pieces:
-        view = byte_view(piece)
-        if not view.nbytes:
-            continue
-        group.append(view)
-        group_bytes += view.nbytes
-        if size_bytes is not None and written_bytes + group_bytes > size_bytes:
-            raise size_mismatch(path, size_bytes, "more")
-        if group_bytes >= _GROUP_BYTES or len(group) == _GROUP_PIECES:
-            _write_group(file, group)
-            written_bytes += group_bytes
-            group_bytes = 0
-            if written_bytes - sent_bytes >= _WRITE_BACK_BYTES:
-                _send_to_disk(file, sent_bytes, written_bytes)
-                sent_bytes = written_bytes
-    _write_group(file, group)
-    written_bytes += group_bytes
-    if size_bytes is not None and written_bytes != size_bytes:
-        raise size_mismatch(path, size_bytes, f"only {written_bytes}")
+    """The same of pieces that have to be awaited."""
+    opened: list[_NewFile] = []
+
+    def begin() -> None:
+        opened.append(_NewFile(path, size_bytes))
+
+    try:
+        await on_worker(begin)
+        async for piece in pieces:
+            await on_worker(opened[0].append, [piece])
+        await on_worker(opened[0].close)
+    except BaseException:  # A cancellation too; raised again.
+        for file in opened:
+            await until_ended(file.discard)
+        raise
 
 
 def _write_group(file: int, group: list[memoryview]) -> None:
@@ -427,12 +504,29 @@ def _rename_new(draft: str, final: str, can_exchange: bool | None) -> bool:
     if os.path.lexists(final):
         return False
     try:
+        if not os.path.isdir(draft):
+            return _link_new(draft, final)
         os.rename(draft, final)
     except OSError as error:
         # Somebody was faster: a rename refuses to bury anything but an empty directory.
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             return False
         raise
+    return True
+
+
+def _link_new(draft: str, final: str) -> bool:
+    """Renames a file unless the name is taken, which a plain rename would bury."""
+    try:
+        os.link(draft, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        os.rename(draft, final)  # A file system without links.
+    else:
+        os.unlink(draft)
     return True
 
 

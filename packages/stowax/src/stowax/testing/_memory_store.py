@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stowax._loop import on_worker
 from stowax._stores._base import (
     Entry,
+    Pieces,
     already_published,
     byte_view,
     check_siblings,
@@ -92,7 +93,7 @@ class MemoryStore:
             self._make_directory(path)
 
     async def write(
-        self, path: str, pieces: Iterable[Buffer], *, size_bytes: int | None = None
+        self, path: str, pieces: Pieces, *, size_bytes: int | None = None
     ) -> None:
         parent_path, name = _split(path)
         file = _File()
@@ -103,6 +104,8 @@ class MemoryStore:
             parent.children[name] = file
         written = False
         try:
+            if isinstance(pieces, AsyncIterable):
+                pieces = [bytes(byte_view(piece)) async for piece in pieces]
             file.content = await on_worker(_collect, path, pieces, size_bytes)
             written = True
         finally:

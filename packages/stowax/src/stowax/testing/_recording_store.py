@@ -7,11 +7,11 @@ import itertools
 import pathlib
 import posixpath
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stowax._stores._base import Entry, Store
+from stowax._stores._base import Entry, Pieces, Store
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -85,7 +85,7 @@ class RecordingStore:
             await self._store.make_directory(path, mode=mode)
 
     async def write(
-        self, path: str, pieces: Iterable[Buffer], *, size_bytes: int | None = None
+        self, path: str, pieces: Pieces, *, size_bytes: int | None = None
     ) -> None:
         with self._recording("write", path):
             await self._store.write(path, pieces, size_bytes=size_bytes)

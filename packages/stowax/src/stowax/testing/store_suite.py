@@ -16,7 +16,7 @@ import contextlib
 import posixpath
 import stat
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,60 @@ class StoreSuite:
             assert ended.is_set()
             entry = await store.stat(f"{root}/file")
             assert entry is None or entry.size_bytes == 3
+
+        asyncio.run(scenario())
+
+    def test_awaited_pieces(self, store: Store, root: str) -> None:
+        """Pieces that have to be awaited are written in order, empty ones too."""
+        contents = [b"one", b"", bytes(3 << 20), b"two"]
+        total_bytes = sum(map(len, contents))
+        writing = store.write(
+            f"{root}/a/file", _awaited(contents), size_bytes=total_bytes
+        )
+        asyncio.run(writing)
+        assert _tree(store, root) == {f"{root}/a/file": b"".join(contents)}
+
+    def test_awaited_pieces_of_another_size(self, store: Store, root: str) -> None:
+        """That they do not add up is an error here, too; nothing stays."""
+        for size_bytes in (2, 4):
+            writing = store.write(
+                f"{root}/file", _awaited([b"abc"]), size_bytes=size_bytes
+            )
+            with pytest.raises(SaveError, match=str(size_bytes)):
+                asyncio.run(writing)
+        assert asyncio.run(store.stat(f"{root}/file")) is None
+
+    def test_awaited_pieces_do_not_replace(self, store: Store, root: str) -> None:
+        """A file that exists is not touched by them."""
+        path = f"{root}/file"
+        asyncio.run(store.write(path, [b"old"]))
+        with pytest.raises(FileExistsError):
+            asyncio.run(store.write(path, _awaited([b"new"])))
+        assert _tree(store, root) == {path: b"old"}
+
+    @pytest.mark.parametrize("ending", ["failed", "cancelled"])
+    def test_awaited_pieces_that_never_come(
+        self, store: Store, root: str, ending: str
+    ) -> None:
+        """Who gives up between two pieces leaves nothing."""
+
+        async def scenario() -> None:
+            waiting = asyncio.Event()
+
+            async def pieces() -> AsyncIterator[bytes]:
+                yield bytes(2 << 20)
+                waiting.set()
+                if ending == "failed":
+                    raise ZeroDivisionError
+                await asyncio.Event().wait()
+
+            writing = asyncio.create_task(store.write(f"{root}/file", pieces()))
+            await waiting.wait()
+            if ending == "cancelled":
+                writing.cancel()
+            with pytest.raises((ZeroDivisionError, asyncio.CancelledError)):
+                await writing
+            assert await store.stat(f"{root}/file") is None
 
         asyncio.run(scenario())
 
@@ -304,6 +358,28 @@ class StoreSuite:
         assert _tree(store, root) == _checkpoint(final, b"new")
         assert [entry.name for entry in asyncio.run(store.list(root))] == ["step"]
 
+    @pytest.mark.parametrize("old", ["nothing", "a file", "a directory"])
+    def test_publish_of_a_file(self, store: Store, root: str, old: str) -> None:
+        """A file is published as a directory is, in place of either with `replace`."""
+        draft, final = _draft(root), f"{root}/model"
+
+        async def scenario() -> None:
+            await store.write(draft, [b"new"])
+            if old == "a file":
+                await store.write(final, [b"old"])
+            elif old == "a directory":
+                await _write_checkpoint(store, final, b"old")
+            if old != "nothing":
+                before = await _tree_of(store, root)
+                with pytest.raises(CheckpointExistsError):
+                    await store.publish(draft, final, replace=False)
+                assert await _tree_of(store, root) == before
+            await store.publish(draft, final, replace=old != "nothing")
+
+        asyncio.run(scenario())
+        assert _tree(store, root) == {final: b"new"}
+        assert [entry.name for entry in asyncio.run(store.list(root))] == ["model"]
+
     @pytest.mark.parametrize("replace", [True, False])
     def test_failed_publish_leaves_the_old_one(
         self, store: Store, root: str, replace: bool
@@ -444,15 +520,21 @@ def _written_and_read(
     return asyncio.run(read_bytes(store, path, limit_bytes=1 << 30))
 
 
+async def _awaited(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        await asyncio.sleep(0)
+        yield piece
+
+
 def _tree(store: Store, root: str) -> Mapping[str, bytes]:
     """Every file below the root with its content."""
+    return asyncio.run(_tree_of(store, root))
 
-    async def scenario() -> dict[str, bytes]:
-        found: dict[str, bytes] = {}
-        with contextlib.suppress(FileNotFoundError):
-            for path, entry in await walk(store, root):
-                if not entry.is_directory:
-                    found[path] = await read_bytes(store, path, limit_bytes=1 << 30)
-        return found
 
-    return asyncio.run(scenario())
+async def _tree_of(store: Store, root: str) -> Mapping[str, bytes]:
+    found: dict[str, bytes] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for path, entry in await walk(store, root):
+            if not entry.is_directory:
+                found[path] = await read_bytes(store, path, limit_bytes=1 << 30)
+    return found

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, Self, TypeVar, final
 
 from etils import epath
 
-from stowax._commit import RootFacts
+from stowax._composite import RootFacts
 from stowax._context import Context, current_context
 from stowax._custom_metadata import json_object
 from stowax._delete import refuse_name

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from stowax._caller import as_caller, on_behalf
-from stowax._commit import RootFacts
+from stowax._composite import RootFacts
 from stowax._context import Context
 from stowax._delete import remove, start_delete
 from stowax._environment import runtime_of, store_of
