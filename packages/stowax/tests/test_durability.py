@@ -21,8 +21,9 @@ from jax.sharding import PartitionSpec as P
 from sample_trees import bits, differences, mesh, plain
 
 import stowax
-from stowax import _commit, _deadline, _operation, _staged_save, training
+from stowax import _composite, _deadline, _operation, _save_composite, training
 from stowax._composite import RootFacts
+from stowax._context import current_settings
 from stowax._digest import PIECE_BYTES
 from stowax._runtime import default_runtime
 from stowax._stores._local import LocalStore
@@ -473,9 +474,10 @@ class InterruptedCommit(stowax._runtime.Runtime):
 
 def _stage(path):
     """A save that is about to be committed."""
-    return _staged_save.stage_save(
+    return _save_composite.stage_composite(
         path,
         {"guest": Guest(), "state": {"a": np.ones(3)}},
+        current_settings(),
         overwrite=False,
         facts=RootFacts(custom_metadata={}),
         borrow=True,
@@ -550,12 +552,12 @@ def test_commit_that_is_late_before_it_begins():
         pass
 
     async def commit():
-        await _commit._finish(operation, {"a": nothing(), "b": nothing()})
+        await _composite.finish_items(operation, {"a": nothing(), "b": nothing()})
         assert operation.phase in ("writing a", "writing b")
-        await _commit._finish(operation, {})
+        await _composite.finish_items(operation, {})
         assert operation.phase in ("writing a", "writing b")
         operation.deadline = 0
-        late = operation.attempt(_commit._finish(operation, {"c": nothing()}))
+        late = operation.attempt(_composite.finish_items(operation, {"c": nothing()}))
         assert isinstance(await late, DeadlineError)
 
     operation.runtime.run(commit())

@@ -88,6 +88,7 @@ LAYERS = {
     "_item_verify": 6,
     "_operation": 6,
     "_operation_path": 6,
+    "_tensor_write": 6,
     "_tree_values": 6,
     # who saves what
     "_handlers": 7,
@@ -103,7 +104,9 @@ LAYERS = {
     "_opened": 8,
     "_preview": 8,
     "_save": 8,
+    "_save_composite": 8,
     "_save_names": 8,
+    "_save_tensors": 8,
     "_staged_save": 8,
     "_verify": 8,
     # faces

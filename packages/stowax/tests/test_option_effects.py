@@ -217,7 +217,7 @@ PROOFS = {
     "pathways.checkpointing_impl": Refused(object()),
     "checkpoint_layout": (
         Hint("auto", "what is loaded is told by what is on disk"),
-        Refused("safetensors"),
+        Effect("formats/test_safetensors_save.py::TestOneFile::test_a_model"),
     ),
     "deletion.gcs_deletion_options.todelete_full_path": Hint(
         "trash", "it is about Google Cloud Storage, which is not reached yet"
@@ -254,6 +254,9 @@ PROOFS = {
     ),
     "safetensors.max_over_read_ratio": Hint(2.0, SAFETENSORS_READS),
     "safetensors.read_chunk_bytes": Hint(1, SAFETENSORS_READS),
+    "safetensors.max_file_bytes": Effect(
+        "formats/test_safetensors_save.py::TestDirectories::test_size_of_files"
+    ),
     "atomicity.mode": (
         Refused("commit_file"),
         Hint("atomic_rename", "a rename is what AUTO chooses wherever we can write"),

@@ -168,6 +168,30 @@ async def commit(
         await operation.forget_scratch()
 
 
+async def conclude(operation: Operation, path: str) -> None:
+    """Tells those who listen that it is published, and then the user's callback.
+
+    The callback is a guest: it may block, and load what was saved. What comes of it
+    cannot undo the save.
+    """
+    if operation.report is not None:
+        operation.report.succeeded()
+    callback = operation.settings.post_finalization_callback
+    if callback is None:
+        return
+
+    async def call() -> None:
+        callback()
+
+    operation.phase = "calling `post_finalization_callback`"
+    operation.start_clock()
+    try:
+        await operation.in_time(operation.run_guest(call()))
+    except Exception:  # User code may raise anything.
+        _logger.exception("%s is saved, but `post_finalization_callback` failed", path)
+        await operation.stop()
+
+
 async def abandon(operation: Operation) -> None:
     """Removes the draft; failing that, leaves it, which does no harm."""
     await operation.stop()

@@ -147,7 +147,7 @@ class Context(OptionGroup):
     """How much host memory operations may take."""
 
     safetensors: SafetensorsOptions
-    """How safetensors files are read."""
+    """How safetensors files are read and written."""
 
     atomicity: AtomicityOptions
     """How a checkpoint becomes visible."""
@@ -341,6 +341,8 @@ class Context(OptionGroup):
             saving=_saving(self.array.saving, self.memory),
             permission_mode=self.file.path_permission_mode,
             path_class=self.file.path_class,
+            writes_safetensors=self.checkpoint_layout is CheckpointLayout.SAFETENSORS,
+            safetensors_file_bytes=self.safetensors.max_file_bytes,
             refusals=_refusals(self),
         )
 
@@ -413,11 +415,6 @@ _LIMITS: Final = (
         accepted=(AtomicityMode.AUTO, AtomicityMode.ATOMIC_RENAME),
     ),
     _Limit(option="memory.serialization_status_callback"),
-    _Limit(
-        option="checkpoint_layout",
-        # What is loaded is told by what is on disk, whatever this says.
-        accepted=(CheckpointLayout.ORBAX, CheckpointLayout.AUTO),
-    ),
     _Limit(option="multiprocessing.primary_host", accepted=(0,), saving_only=False),
     _Limit(option="multiprocessing.active_processes", saving_only=False),
     _Limit(option="pathways.checkpointing_impl", saving_only=False),

@@ -76,6 +76,7 @@ _RANGES: Final[dict[str, tuple[int, float]]] = {
     "memory.read_concurrent_bytes": (0, math.inf),
     "memory.transfer_concurrent_bytes": (0, math.inf),
     "memory.write_concurrent_bytes": (0, math.inf),
+    "safetensors.max_file_bytes": (1, math.inf),
 }
 
 _CHECKS: Final[dict[str, Callable[[object], bool]]] = {

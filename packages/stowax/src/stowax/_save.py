@@ -10,8 +10,11 @@ from stowax._context import current_settings
 from stowax._custom_metadata import json_object
 from stowax._handlers._registry import STATE_NAME
 from stowax._response import AsyncResponse
+from stowax._save_composite import stage_composite
 from stowax._save_names import check_name
-from stowax._staged_save import stage_save
+from stowax._save_tensors import stage_tensors
+from stowax._settings import Settings
+from stowax._staged_save import StagedSave
 
 
 def save(
@@ -137,11 +140,12 @@ def save_checkpointables(
         >>> stowax.load_checkpointables(path)
         {'model': {'w': 1.5}, 'step': 3}
     """
-    stage_save(
+    _stage(
         path,
         checkpointables,
+        current_settings(),
         overwrite=overwrite,
-        facts=_facts(custom_metadata),
+        custom_metadata=custom_metadata,
         borrow=True,
         in_background=False,
     ).finish()
@@ -165,12 +169,14 @@ def save_checkpointables_async(
     Returns:
         See `save_async`.
     """
-    return stage_save(
+    settings = current_settings()
+    return _stage(
         path,
         checkpointables,
+        settings,
         overwrite=overwrite,
-        facts=_facts(custom_metadata),
-        borrow=not current_settings().deepcopy_host_arrays,
+        custom_metadata=custom_metadata,
+        borrow=not settings.deepcopy_host_arrays,
         in_background=True,
     ).start()
 
@@ -181,7 +187,33 @@ def _named(name: Any, state: Any) -> dict[str, Any]:
     return {name: state}
 
 
-def _facts(custom_metadata: Any) -> RootFacts:
-    return RootFacts(
-        custom_metadata=json_object("custom_metadata", custom_metadata) or {}
+def _stage(
+    path: Any,
+    checkpointables: Mapping[str, Any],
+    settings: Settings,
+    *,
+    overwrite: bool,
+    custom_metadata: Any,
+    borrow: bool,
+    in_background: bool,
+) -> StagedSave:
+    metadata = json_object("custom_metadata", custom_metadata) or {}
+    if settings.writes_safetensors:
+        return stage_tensors(
+            path,
+            checkpointables,
+            settings,
+            overwrite=overwrite,
+            metadata=metadata,
+            borrow=borrow,
+            in_background=in_background,
+        )
+    return stage_composite(
+        path,
+        checkpointables,
+        settings,
+        overwrite=overwrite,
+        facts=RootFacts(custom_metadata=metadata),
+        borrow=borrow,
+        in_background=in_background,
     )

@@ -212,6 +212,12 @@ class Settings:
     path_class: type[Any] = epath.Path
     """Class of the paths that guests get."""
 
+    writes_safetensors: bool = False
+    """Whether saves write safetensors files."""
+
+    safetensors_file_bytes: int = 5_000_000_000
+    """How many bytes of tensors one of several such files has at most."""
+
     report: object | None = field(default=None, compare=False)
     """Who is told what the operation does; None: nobody."""
 
@@ -235,6 +241,11 @@ def check_supported(settings: Settings, *, saving: bool = True) -> None:
         for refusal in settings.refusals
         if saving or not refusal.saving_only
     ]
+    if saving and settings.writes_safetensors:
+        lines.append(
+            "  Context.checkpoint_layout is SAFETENSORS, which only `save` and "
+            "`save_async` write; leave it at ORBAX"
+        )
     if lines:
         raise UnsupportedOptionError(
             "options that this version cannot follow:\n" + "\n".join(lines)

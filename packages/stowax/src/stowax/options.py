@@ -630,13 +630,17 @@ class MemoryOptions(OptionGroup):
 @final
 @dataclass(kw_only=True)
 class SafetensorsOptions(OptionGroup):
-    """How safetensors files are read. Hints, all of them."""
+    """How safetensors files are read, and written; to read, hints, all of them."""
 
     max_over_read_ratio: float | None = None
     """Bytes read per byte needed when neighbouring reads are joined."""
 
     read_chunk_bytes: int | None = None
     """Size of one read, in bytes."""
+
+    max_file_bytes: int = 5_000_000_000
+    """How many bytes of tensors are saved into one file of a directory, unless a single
+    tensor has more. Ours; Orbax writes no such files."""
 
 
 @final
@@ -660,14 +664,14 @@ class IntegrityOptions(OptionGroup):
 
 
 class CheckpointLayout(enum.Enum):
-    """Which kind of checkpoint is loaded."""
+    """Which kind of checkpoint is saved; what is loaded is told by what is there."""
 
     ORBAX = "orbax"
     """Ours and Orbax's: the two libraries read each other's checkpoints."""
 
     SAFETENSORS = "safetensors"
-    """The files of Hugging Face, which loads find by themselves. Not written yet: saves
-    refuse it."""
+    """The files of Hugging Face: one, where the path ends in `.safetensors`, or else a
+    directory of them. For `save` and `save_async` of arrays alone."""
 
     AUTO = "auto"
     """Whatever is found at the path, as any load does; saves write `ORBAX`."""

@@ -10,8 +10,9 @@ any memory is taken.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,6 +27,9 @@ HEADER_LIMIT_BYTES = 100_000_000
 """No reader takes a longer one."""
 
 METADATA = "__metadata__"
+
+_ALIGNMENT_BYTES = 8
+"""Tensors begin at a multiple of this, so that a mapped file is aligned."""
 
 _DTYPES = {
     "BOOL": "bool",
@@ -46,6 +50,11 @@ _DTYPES = {
     "F8_E5M2": "float8_e5m2",
     "F8_E8M0": "float8_e8m0fnu",
 }
+
+_NAMES = {ours: theirs for theirs, ours in _DTYPES.items()}
+
+DTYPES = tuple(_NAMES)
+"""What tensors can be of, as checkpoints call it."""
 
 
 class Tensor(NamedTuple):
@@ -137,6 +146,42 @@ def decode_header(data: bytes, *, file_bytes: int, where: str) -> Header:
             + "\n".join(unknown)
         )
     return Header(tensors=ordered, metadata=metadata)
+
+
+def encode_header(
+    tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]
+) -> bytes:
+    """What a file begins with, length and header, given tensors in their order.
+
+    Args:
+        tensors: dtype, one of `DTYPES`, and shape by name; they follow each other
+            without gaps.
+        metadata: Texts by name.
+
+    Raises:
+        ValueError: It would be longer than any reader takes.
+
+    Example:
+        >>> data = encode_header({"w": ("float32", [2])}, {})
+        >>> data[8:].decode()
+        '{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}  '
+    """
+    document: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + math.prod(shape) * dtype_from_name(dtype).itemsize
+        document[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT_BYTES)
+    if len(text) > HEADER_LIMIT_BYTES:
+        raise ValueError(
+            f"the header has {len(text)} bytes; {HEADER_LIMIT_BYTES} are allowed"
+        )
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 def _tensor(name: str, said: Any, begin_bytes: int, where: str) -> Tensor:

@@ -15,7 +15,11 @@ from stowax._formats._base import ITEM_DOCUMENT, Format, OpenCheckpoint, TreeIte
 from stowax._formats._orbax import OrbaxV1Format
 from stowax._formats._orbax_json import PARTIAL_MARK, UNFINISHED_MARK
 from stowax._formats._orbax_v0 import OrbaxV0Format
-from stowax._formats._safetensors import SUFFIX, SafetensorsFormat
+from stowax._formats._safetensors import (
+    INDEX_SUFFIX,
+    SUFFIX,
+    SafetensorsFormat,
+)
 from stowax._formats._stowax import MANIFEST, ROOT_SEAL, StowaxFormat, open_tree_item
 from stowax._manifest import Digest
 from stowax._stores._base import Store, join, resolve
@@ -71,12 +75,15 @@ async def is_checkpoint(store: Store, path: str) -> bool:
     """Whether an existing path is a checkpoint, however damaged, or an empty directory.
 
     So it tells what a save may replace from what has nothing to do with checkpoints. A
-    directory with safetensors files is none: much else may lie beside them.
+    directory of safetensors files is one as long as nothing else lies in it.
     """
     entry = await store.stat(path)
-    if entry is None or not entry.is_directory:
+    if entry is None:
         return False
-    if not await store.list(path):
+    if not entry.is_directory:
+        return path.endswith(SUFFIX)
+    names = [child.name for child in await store.list(path)]
+    if all(name.endswith((SUFFIX, INDEX_SUFFIX)) for name in names):
         return True
     for known in _CHECKPOINTS:
         if await known.recognises(store, path):

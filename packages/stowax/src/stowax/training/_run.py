@@ -25,7 +25,7 @@ from stowax._environment import runtime_of, store_of
 from stowax._operation import operation_id
 from stowax._operation_path import absolute
 from stowax._response import AsyncResponse, respond
-from stowax._staged_save import stage_save
+from stowax._save_composite import stage_composite
 from stowax.errors import (
     BackgroundSaveError,
     CheckpointExistsError,
@@ -155,9 +155,10 @@ class Run:
                 self._make_room(step)
             current = self._now_at(step)
             try:
-                staged = stage_save(
+                staged = stage_composite(
                     current.path,
                     checkpointables,
+                    self._context.settings(),
                     overwrite=overwrite,
                     facts=facts,
                     borrow=borrow,
