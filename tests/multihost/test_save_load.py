@@ -8,6 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -358,3 +359,40 @@ def test_array_of_one_process(launch, tmp_path):
     results = launch(2, _save_on_some_devices, tmp_path / "checkpoint")
 
     assert results == [[], []]
+
+
+TENSORS = {
+    "copies": np.arange(100, dtype=np.int16),
+    "rows": np.arange(1 << 20, dtype=np.float32).reshape(16, -1),
+    "columns": np.arange(1 << 20, dtype=np.float32).reshape(16, -1),
+}
+TENSOR_SPECS = {"copies": P(), "rows": P("x"), "columns": P(None, "x")}
+
+
+def _save_tensors(index, path):
+    mesh = Mesh(np.array(jax.devices()), ("x",))
+    state = {
+        name: trees.on_devices(array, NamedSharding(mesh, TENSOR_SPECS[name]))
+        for name, array in TENSORS.items()
+    }
+    sizes = stowax.options.SafetensorsOptions(max_file_bytes=5 * MIB)
+    with stowax.Context(checkpoint_layout="safetensors", safetensors=sizes):
+        stowax.save_async(path, state).result()
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "directory"])
+def test_safetensors(launch, tmp_path, name):
+    """Each file is written by one process, of what both hold; nothing else stays."""
+    path = tmp_path / name
+    launch(2, _save_tensors, path)
+
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    found = {}
+    for file in files:
+        found |= safetensors.numpy.load_file(file)
+
+    assert len(files) == (1 if path.is_file() else 2)
+    assert found.keys() == TENSORS.keys()
+    for leaf, array in TENSORS.items():
+        np.testing.assert_array_equal(found[leaf], array, strict=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
