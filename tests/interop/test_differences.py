@@ -124,9 +124,6 @@ NOT_YET = {
         f"{CORE}/training/test_checkpointer.py::test_one_checkpointable",
         f"{CORE}/training/test_checkpointer.py::test_options_that_are_not_built",
     ),
-    "zarr2 and plain files when saving": (
-        f"{CORE}/test_option_effects.py::test_refused"
-    ),
     "`training.pathways` and `PathwaysOptions.checkpointing_impl`": (
         "tests/interop/test_face.py::test_pending_is_missing",
         f"{CORE}/test_option_effects.py::test_refused",

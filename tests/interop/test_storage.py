@@ -98,6 +98,15 @@ EVERY_WAY = [
     {"use_replica_parallel": False},
     {"use_replica_parallel": True, "max_replicas_for_replica_parallel": 2},
     {"min_slice_bytes_for_replica_parallel": 1 << 30},
+    *(
+        {"use_ocdbt": use_ocdbt, "use_zarr3": use_zarr3, "storage_options": options}
+        for use_ocdbt, use_zarr3 in ((True, False), (False, True), (False, False))
+        for options in (
+            StorageOptions(),
+            StorageOptions(compression="zstd", chunk_byte_size=100),
+            StorageOptions(compression="blosc"),
+        )
+    ),
     {"enable_replica_parallel_separate_folder": True},
     {"enable_post_merge_validation": False},
     {"enable_pinned_host_transfer": True},

@@ -461,8 +461,6 @@ def test_defaults_are_supported():
 
 
 REFUSED_BY_SAVES = [
-    ("array.saving.use_ocdbt", False),
-    ("array.saving.use_zarr3", False),
     ("array.saving.array_metadata_store", object()),
     ("atomicity.mode", options.AtomicityMode.COMMIT_FILE),
     ("atomicity.mode", "commit_file"),
@@ -508,10 +506,10 @@ def test_options_of_saving_do_not_stop_a_load(option, value):
 
 def test_all_refused_options_are_named_at_once():
     """One error lists every option to change."""
-    context = _with("array.saving.use_ocdbt", False)
+    context = _with("atomicity.mode", "commit_file")
     context.multiprocessing.primary_host = 2
 
-    with pytest.raises(UnsupportedOptionError, match=r"use_ocdbt(.|\n)*primary_host"):
+    with pytest.raises(UnsupportedOptionError, match=r"atomicity(.|\n)*primary_host"):
         check_supported(context.settings())
 
 

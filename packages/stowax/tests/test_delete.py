@@ -137,7 +137,7 @@ def test_options_of_saves_do_not_matter(tmp_path):
     """What only a save could not follow does not stand in the way."""
     stowax.save(tmp_path / "checkpoint", {"a": 1})
     context = stowax.Context()
-    context.array.saving.use_zarr3 = False
+    context.atomicity.mode = "commit_file"
 
     with context:
         stowax.delete(tmp_path / "checkpoint")

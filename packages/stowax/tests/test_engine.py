@@ -19,7 +19,7 @@ from stowax._engine_write import write_chunks
 from stowax._formats._base import ReadRequest
 from stowax._keypath import Key, Node
 from stowax._manifest import LeafEntry, LeafForm, Manifest
-from stowax._plan import _write
+from stowax._plan import _chunk_shape, _write
 from stowax._plan._write import ArrayLayout, plan_write
 from stowax.errors import CorruptCheckpointError
 from stowax.testing import MemoryStore, RecordingStore
@@ -43,7 +43,7 @@ class Staged:
 async def write(store, arrays, *, limit_bytes=64 << 20, codec=None, passed=None):
     """Writes arrays, whole, and returns the manifest of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_write, "CHUNK_LIMIT_BYTES", limit_bytes)
+        patch.setattr(_chunk_shape, "CHUNK_LIMIT_BYTES", limit_bytes)
         patch.setattr(_write, "FILE_LIMIT_BYTES", limit_bytes)
         layouts = {
             i: ArrayLayout(

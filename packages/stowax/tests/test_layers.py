@@ -75,6 +75,7 @@ LAYERS = {
     "_formats": 5,
     "_leaves": 5,
     # one item
+    "_array_directories": 6,
     "_deadline": 6,
     "_environment": 6,
     "_item_layout": 6,

@@ -112,8 +112,14 @@ PROOFS = {
         "test_storage_options.py::test_own_options_come_before_general_ones",
         "interop/test_storage.py::test_own_options_of_a_leaf_are_theirs",
     ),
-    "array.saving.use_ocdbt": Refused(False),
-    "array.saving.use_zarr3": Refused(False),
+    "array.saving.use_ocdbt": Effect(
+        "test_array_directories.py::test_one_file_per_chunk",
+        "interop/test_storage.py::test_orbax_loads_whatever_the_options",
+    ),
+    "array.saving.use_zarr3": Effect(
+        "test_array_directories.py::test_tensorstore_reads_it",
+        "interop/test_storage.py::test_orbax_loads_whatever_the_options",
+    ),
     "array.saving.use_compression": Effect(
         "test_compression.py::test_what_is_compressed",
         "interop/test_storage.py::test_tensorstore_reads_compressed",

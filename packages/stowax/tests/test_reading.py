@@ -18,7 +18,7 @@ import stowax
 from stowax import _item_read
 from stowax._leaves import _jax_array
 from stowax._loop import on_worker
-from stowax._plan import _write
+from stowax._plan import _chunk_shape
 from stowax._plan._cast import convert_into
 from stowax._runtime import Runtime
 from stowax.testing import MemoryStore, RecordingStore
@@ -133,7 +133,7 @@ def test_large_compressed_chunks(runtime, monkeypatch, compression):
     memory = MemoryStore()
     state = {"w": np.arange(8 * MIB).reshape(16, -1)}
     with monkeypatch.context() as patch:
-        patch.setattr(_write, "CODED_CHUNK_LIMIT_BYTES", 64 * MIB)
+        patch.setattr(_chunk_shape, "CODED_CHUNK_LIMIT_BYTES", 64 * MIB)
         compressed(runtime, memory, compression, state)
 
     with context(runtime, memory):

@@ -167,9 +167,9 @@ class TestRoundTrip:
 
     def test_chunks_of_a_large_array(self, place, monkeypatch):
         """An array above the limits is cut into chunks and files, and put together."""
-        from stowax._plan import _write
+        from stowax._plan import _chunk_shape, _write
 
-        monkeypatch.setattr(_write, "CHUNK_LIMIT_BYTES", 4096)
+        monkeypatch.setattr(_chunk_shape, "CHUNK_LIMIT_BYTES", 4096)
         monkeypatch.setattr(_write, "FILE_LIMIT_BYTES", 16384)
         state = {
             "whole": jax.device_put(bits("float32", (67, 129))),

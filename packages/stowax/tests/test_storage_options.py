@@ -488,13 +488,13 @@ def test_handler_alone_refuses_what_is_not_built(tmp_path):
     import asyncio
 
     own = stowax.Context()
-    own.array.saving.use_zarr3 = False
+    own.atomicity.mode = "commit_file"
 
     async def save():
         handler = stowax.handlers.PyTreeHandler(context=own)
         await (await handler.save(tmp_path / "item", {"w": 1}))
 
-    with pytest.raises(UnsupportedOptionError, match="use_zarr3"):
+    with pytest.raises(UnsupportedOptionError, match="atomicity"):
         asyncio.run(save())
 
 

@@ -404,8 +404,6 @@ class _Limit:
 # What would change what is written, or returned, and is not built yet. A row goes when
 # its option gets its meaning and, if need be, its field in `Settings`.
 _LIMITS: Final = (
-    _Limit(option="array.saving.use_ocdbt", accepted=(True,)),
-    _Limit(option="array.saving.use_zarr3", accepted=(True,)),
     _Limit(
         option="array.saving.array_metadata_store",
         accepted=(ARRAY_METADATA_STORE, None),
@@ -495,6 +493,8 @@ def _saving(options: ArrayOptions.Saving, memory: MemoryOptions) -> SaveSettings
     return SaveSettings(
         storage=storage_settings(options.storage_options),
         storage_of_leaf=options.scoped_storage_options_creator,
+        use_ocdbt=options.use_ocdbt,
+        use_zarr3=options.use_zarr3,
         use_compression=options.use_compression,
         data_file_size_bytes=options.ocdbt_target_data_file_size or 0,
         share_among_replicas=True if share is None else share,

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from stowax._budget import Scratch
 from stowax._codecs._ocdbt import Reference
 from stowax._codecs._ocdbt_read import DatabaseDecoder
-from stowax._codecs._zarr_read import DOCUMENT_NAMES, Describer, ZarrVersion
+from stowax._codecs._zarr import DOCUMENT_NAMES, ZarrVersion
+from stowax._codecs._zarr_read import Describer
 from stowax._codecs._zarr_storage import ArrayStorage, array_storage
 from stowax._database_index import (
     CONCURRENT_LOOKUPS,

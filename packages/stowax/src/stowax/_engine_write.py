@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from stowax._codecs._checksum import BLOCK_BYTES, RunningChecksum, crc32c
-from stowax._codecs._zarr import TRAILER_BYTES, encode_trailer
+from stowax._codecs._zarr import encode_trailer
 from stowax._engine_encode import Choices, payloads_ahead
 from stowax._loop import on_worker
 from stowax._manifest import ChunkTable
@@ -82,7 +82,7 @@ async def write_chunks(
         await source.staged(position)
         path = join(directory, file.name)
         async with payloads_ahead(file, source.parts, choices) as payloads:
-            pieces = _pieces(payloads, notes[position])
+            pieces = _pieces(payloads, notes[position], file.trailer_bytes)
             if passed is not None:
                 pieces = _telling(pieces, file, notes[position], passed)
             await store.write(path, pieces, size_bytes=file.size_bytes)
@@ -105,12 +105,18 @@ class _Notes:
         self.end_bytes = 0
         """Of the file, so far."""
 
-    def add(self, offset_bytes: int, length_bytes: int, sums: Sequence[int]) -> None:
+    def add(
+        self,
+        offset_bytes: int,
+        length_bytes: int,
+        sums: Sequence[int],
+        trailer_bytes: int,
+    ) -> None:
         self.offset_bytes.append(offset_bytes)
         self.length_bytes.append(length_bytes)
         self.sums += sums
         self.sum_ends.append(len(self.sums))
-        self.end_bytes = offset_bytes + length_bytes + TRAILER_BYTES
+        self.end_bytes = offset_bytes + length_bytes + trailer_bytes
 
 
 def _table(plan: WritePlan, notes: Sequence[_Notes]) -> ChunkTable:
@@ -139,7 +145,7 @@ def _table(plan: WritePlan, notes: Sequence[_Notes]) -> ChunkTable:
 
 
 def _pieces(
-    payloads: Iterator[memoryview], notes: _Notes
+    payloads: Iterator[memoryview], notes: _Notes, trailer_bytes: int
 ) -> Iterator[memoryview | bytearray]:
     """The bytes of a data file in order; notes place and checksums of every chunk."""
     pending = bytearray()
@@ -151,7 +157,7 @@ def _pieces(
         if length_bytes < _SMALL_BYTES:
             checksum = crc32c(payload)
             pending += payload
-            notes.add(offset_bytes, length_bytes, (checksum,))
+            notes.add(offset_bytes, length_bytes, (checksum,), trailer_bytes)
         else:
             if pending:
                 yield pending
@@ -163,9 +169,10 @@ def _pieces(
                 yield piece
                 del piece
             checksum = running.value
-            notes.add(offset_bytes, length_bytes, running.finish())
+            notes.add(offset_bytes, length_bytes, running.finish(), trailer_bytes)
         del payload  # Nobody holds it while the next is made.
-        pending += encode_trailer(checksum)
+        if trailer_bytes:
+            pending += encode_trailer(checksum)
         if len(pending) >= _PIECE_BYTES:
             yield pending
             pending = bytearray()

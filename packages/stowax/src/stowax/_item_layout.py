@@ -12,13 +12,15 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stowax._array_directories import check_array_names
 from stowax._budget import Budget
-from stowax._codecs._zarr import dtype_name
+from stowax._codecs._zarr import ZarrVersion, dtype_name
 from stowax._formats._orbax_strings import check_string_names
 from stowax._formats._stowax import PROCESS_PREFIX
 from stowax._keypath import (
     FlatTree,
     Node,
+    array_prefix,
     at_leaf,
     check_names,
     jax_key_path,
@@ -32,6 +34,7 @@ from stowax._plan._write import (
     AUTO_CODEC,
     AUTO_EACH,
     ArrayLayout,
+    ChunkFiles,
     Sharing,
     WritePlan,
     plan_write,
@@ -58,6 +61,10 @@ class ItemLayout:
     plan: WritePlan
     narrowed: tuple[str, ...] = ()
     """Leaves that lose range or kind in the dtype that they are stored in."""
+    use_ocdbt: bool = True
+    """Whether chunks share data files and are found by an index."""
+    zarr_version: ZarrVersion = 3
+    """Of the documents of arrays."""
     tells_orbax_of_arrays: bool = True
     """Whether `array_metadatas` is written."""
     documents: dict[Hashable, Any] = field(default_factory=dict, compare=False)
@@ -180,6 +187,13 @@ def _lay_out(
         if key not in shared:
             shared[key] = _layout(description, storage, alone=alone)
         layouts[leaf] = shared[key]
+    zarr_version: ZarrVersion = 3 if saving.use_zarr3 else 2
+    chunk_files = None
+    if not saving.use_ocdbt:
+        names = {leaf: flat.names[leaf] for leaf in layouts}
+        check_array_names(names.values())
+        prefixes = {leaf: array_prefix(name) for leaf, name in names.items()}
+        chunk_files = ChunkFiles(prefixes=prefixes, version=zarr_version)
     early = {leaf: layouts[leaf] for leaf in first if leaf in layouts}
     plan = plan_write(
         early | layouts,  # Of a leaf in both, the place in the first.
@@ -192,6 +206,7 @@ def _lay_out(
         ),
         file_limit_bytes=saving.data_file_size_bytes,
         part_limit_bytes=part_limit_bytes,
+        chunk_files=chunk_files,
     )
     check_chunks(flat.names, storages, plan.chunk_shapes)
     forms: dict[Hashable, LeafForm] = {}
@@ -216,6 +231,8 @@ def _lay_out(
         entries=tuple(entries),
         plan=plan,
         narrowed=narrowed(flat.names, storages),
+        use_ocdbt=saving.use_ocdbt,
+        zarr_version=zarr_version,
         tells_orbax_of_arrays=saving.record_array_metadata,
     )
 

@@ -28,7 +28,13 @@ from stowax._codecs._item_manifest import (
 )
 from stowax._codecs._ocdbt import Reference
 from stowax._codecs._ocdbt_write import encode_database
-from stowax._codecs._zarr import TRAILER_BYTES, array_document, chunk_key
+from stowax._codecs._zarr import (
+    DOCUMENT_NAMES,
+    TRAILER_BYTES,
+    ZarrVersion,
+    array_document,
+    chunk_key,
+)
 from stowax._engine_write import HostParts, write_chunks
 from stowax._formats._orbax_tree_write import encode_documents
 from stowax._formats._stowax import MANIFEST, PART_PREFIX
@@ -274,9 +280,10 @@ def _completion(
         fixed = _fixed_documents(layout, manifest, len(parts), rich_types=rich_types)
         layout.documents[len(parts), rich_types] = fixed
     documents, digests = dict(fixed.documents), dict(fixed.digests)
-    if any(entry.form.dtype is not None for entry in layout.entries):
+    has_arrays = any(entry.form.dtype is not None for entry in layout.entries)
+    if layout.use_ocdbt and has_arrays:
         index, head = encode_database(
-            _index_entries(manifest),
+            _index_entries(manifest, layout.zarr_version),
             node_path="d/index",
             uuid=uuid.uuid4().bytes,
             commit_time_nsecs=now_nsecs,
@@ -313,9 +320,13 @@ def _fixed_documents(
         manifest,
         process_count=process_count,
         manifest_name=MANIFEST,
+        use_ocdbt=layout.use_ocdbt,
+        use_zarr3=layout.zarr_version == 3,
         rich_types=rich_types,
         array_metadata=layout.tells_orbax_of_arrays,
     )
+    if not layout.use_ocdbt:
+        documents |= _array_documents(manifest, layout.zarr_version)
     return _FixedDocuments(
         documents=documents,
         digests={name: digest(data) for name, data in documents.items()},
@@ -323,8 +334,22 @@ def _fixed_documents(
     )
 
 
-def _index_entries(manifest: Manifest) -> list[tuple[str, bytes | Reference]]:
+def _array_documents(manifest: Manifest, version: ZarrVersion) -> dict[str, bytes]:
+    """The document of every array that is a directory, by path."""
+    return {
+        f"{array_prefix(name)}{DOCUMENT_NAMES[version]}": array_document(
+            form.shape, form.dtype, form.chunk_shape, form.codec, version
+        )
+        for _, name, form in manifest.leaves
+        if form.dtype is not None
+    }
+
+
+def _index_entries(
+    manifest: Manifest, version: ZarrVersion
+) -> list[tuple[str, bytes | Reference]]:
     """What OCDBT has to list: a document per array, a reference per chunk."""
+    trailer_bytes = TRAILER_BYTES if version == 3 else 0
     entries: list[tuple[str, bytes | Reference]] = []
     prefixes: list[str] = []
     chunks: list[_ChunkKeys] = []
@@ -333,11 +358,11 @@ def _index_entries(manifest: Manifest) -> list[tuple[str, bytes | Reference]]:
         prefix = array_prefix(name)
         keys = known.get(id(form))
         if keys is None:
-            keys = known[id(form)] = _ChunkKeys(form)
+            keys = known[id(form)] = _ChunkKeys(form, version)
         prefixes.append(prefix)
         chunks.append(keys)
         if keys.document is not None:
-            entries.append((f"{prefix}zarr.json", keys.document))
+            entries.append((f"{prefix}{DOCUMENT_NAMES[version]}", keys.document))
     for table in manifest.chunks or ():
         columns = (
             table.leaf,
@@ -349,7 +374,7 @@ def _index_entries(manifest: Manifest) -> list[tuple[str, bytes | Reference]]:
         for leaf, chunk, file, offset, length in zip(
             *(column.tolist() for column in columns), strict=True
         ):
-            reference = Reference(table.files[file], offset, length + TRAILER_BYTES)
+            reference = Reference(table.files[file], offset, length + trailer_bytes)
             entries.append((prefixes[leaf] + chunks[leaf][chunk], reference))
     return entries
 
@@ -357,16 +382,17 @@ def _index_entries(manifest: Manifest) -> list[tuple[str, bytes | Reference]]:
 class _ChunkKeys:
     """The document of the arrays of a form, and the keys of their chunks."""
 
-    def __init__(self, form: LeafForm) -> None:
+    def __init__(self, form: LeafForm, version: ZarrVersion) -> None:
         self.document: bytes | None = None
         if form.dtype is not None:
             self.document = array_document(
-                form.shape, form.dtype, form.chunk_shape, form.codec
+                form.shape, form.dtype, form.chunk_shape, form.codec, version
             )
+        self._version: ZarrVersion = version
         self._counts = grid_counts(form.shape, form.chunk_shape)
-        self._first = chunk_key((0,) * len(self._counts))
+        self._first = chunk_key((0,) * len(self._counts), version)
 
     def __getitem__(self, chunk: int) -> str:
         if chunk == 0:
             return self._first
-        return chunk_key(grid_index_of(chunk, self._counts))
+        return chunk_key(grid_index_of(chunk, self._counts), self._version)

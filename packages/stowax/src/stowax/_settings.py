@@ -93,6 +93,13 @@ class SaveSettings:
     storage_of_leaf: Callable[[Any, Any], Any] | None = None
     """Called with key path and value of a leaf: what is asked of this one before."""
 
+    use_ocdbt: bool = True
+    """Whether chunks share data files and are found by an index; else each is a file.
+    """
+
+    use_zarr3: bool = True
+    """Whether arrays are described as zarr 3; else 2."""
+
     use_compression: bool | None = None
     """Whether chunks are compressed of which nothing else is said; None leaves it to
     the kind of store."""

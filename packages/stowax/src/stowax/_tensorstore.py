@@ -20,11 +20,8 @@ import tensorstore as ts
 
 from stowax._box import whole
 from stowax._budget import Scratch
-from stowax._codecs._zarr_read import (
-    DOCUMENT_NAMES,
-    Describer,
-    ZarrVersion,
-)
+from stowax._codecs._zarr import DOCUMENT_NAMES, ZarrVersion
+from stowax._codecs._zarr_read import Describer
 from stowax._formats._base import Arrived, ReadRequest
 from stowax._keypath import array_prefix
 from stowax._loop import on_worker

@@ -327,10 +327,18 @@ class ArrayOptions(OptionGroup):
         """How arrays are stored, where `scoped_storage_options_creator` is silent."""
 
         use_ocdbt: bool = True
-        """Whether chunks are found through an OCDBT index. False is refused for now."""
+        """Whether chunks share data files, and an OCDBT index says where each lies.
+
+        False makes every array a directory, and every chunk a file, for programs that
+        read zarr but not OCDBT. Names then have to be paths, and many arrays take long.
+        """
 
         use_zarr3: bool = True
-        """Whether arrays are described as zarr3. False (zarr2) is refused for now."""
+        """Whether arrays are described as zarr 3.
+
+        False writes zarr 2, for programs that know no other. It has no checksums that
+        they could compare; what Stowax loads is verified in any case.
+        """
 
         use_compression: bool | None = None
         """Whether chunks are compressed, with zstd, where `StorageOptions.compression`

@@ -9,7 +9,8 @@ import tensorstore as ts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stowax._codecs._zarr_read import DOCUMENT_NAMES, decode_array_document
+from stowax._codecs._zarr import DOCUMENT_NAMES
+from stowax._codecs._zarr_read import decode_array_document
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError, StowaxError
 
 DTYPES = [

@@ -19,7 +19,8 @@ from sample_trees import NUMPY_DTYPES, bits, differences
 
 from stowax._box import chunks_in, whole
 from stowax._codecs._checksum import crc32c
-from stowax._codecs._zarr_read import DOCUMENT_NAMES, decode_array_document
+from stowax._codecs._zarr import DOCUMENT_NAMES
+from stowax._codecs._zarr_read import decode_array_document
 from stowax._codecs._zarr_storage import ChunkCodec, Shard, ShardCodec, array_storage
 
 LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}

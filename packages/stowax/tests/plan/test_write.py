@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from stowax._box import Box, chunk_box, whole
 from stowax._codecs._zarr import TRAILER_BYTES
-from stowax._plan import _write
+from stowax._plan import _chunk_shape, _write
+from stowax._plan._chunk_shape import choose_chunk_shape
 from stowax._plan._write import (
     ArrayLayout,
     Sharing,
-    choose_chunk_shape,
     place,
     plan_write,
 )
@@ -60,7 +60,7 @@ def plans(arrays, process_count):
 def limits(size_bytes):
     """Chunk and file limits that matter for small arrays, too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_write, "CHUNK_LIMIT_BYTES", size_bytes)
+        patch.setattr(_chunk_shape, "CHUNK_LIMIT_BYTES", size_bytes)
         patch.setattr(_write, "FILE_LIMIT_BYTES", size_bytes)
         yield
 
@@ -207,8 +207,8 @@ def test_chunks_of_a_large_array(shape, itemsize):
     chunk = choose_chunk_shape(shape, [whole(shape)], itemsize)
 
     size_bytes = math.prod(chunk) * itemsize
-    assert size_bytes <= _write.CHUNK_LIMIT_BYTES
-    assert size_bytes >= _write.CHUNK_LIMIT_BYTES // 4
+    assert size_bytes <= _chunk_shape.CHUNK_LIMIT_BYTES
+    assert size_bytes >= _chunk_shape.CHUNK_LIMIT_BYTES // 4
     stored = math.prod(-(-n // c) * c for n, c in zip(shape, chunk, strict=True))
     assert stored <= math.prod(shape) * 1.05
 
@@ -219,7 +219,7 @@ def test_chunks_of_a_large_shard():
 
     chunk = choose_chunk_shape((3 << 15, 4096), boxes, 4)
 
-    assert math.prod(chunk) * 4 <= _write.CHUNK_LIMIT_BYTES
+    assert math.prod(chunk) * 4 <= _chunk_shape.CHUNK_LIMIT_BYTES
     assert (3 << 14) % chunk[0] == 0
     assert chunk[1] == 4096
 
@@ -326,7 +326,7 @@ def test_a_large_limit_does_not_lift_ours():
         (1 << 14, 1 << 14), [whole((1 << 14, 1 << 14))], 4, limit_bytes=1 << 30
     )
 
-    assert math.prod(chunk) * 4 == _write.CHUNK_LIMIT_BYTES
+    assert math.prod(chunk) * 4 == _chunk_shape.CHUNK_LIMIT_BYTES
 
 
 @pytest.mark.parametrize("limit_bytes", [1000, 4096])
@@ -379,8 +379,8 @@ def test_chunks_to_be_compressed_are_smaller():
     plain = choose_chunk_shape((1 << 20, 64), boxes, 4)
     coded = choose_chunk_shape((1 << 20, 64), boxes, 4, is_coded=True)
 
-    assert math.prod(plain) * 4 == _write.CHUNK_LIMIT_BYTES
-    assert math.prod(coded) * 4 == _write.CODED_CHUNK_LIMIT_BYTES
+    assert math.prod(plain) * 4 == _chunk_shape.CHUNK_LIMIT_BYTES
+    assert math.prod(coded) * 4 == _chunk_shape.CODED_CHUNK_LIMIT_BYTES
     assert choose_chunk_shape((2 * prime,), unfit, 4, is_coded=True) == (prime,)
 
 

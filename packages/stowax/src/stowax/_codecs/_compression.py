@@ -33,6 +33,10 @@ class Codec(Protocol):
         """Its entry among the codecs of the `zarr.json` of an array, keys sorted."""
         ...
 
+    def compressor(self) -> dict[str, Any]:
+        """What the `.zarray` of an array says of it instead."""
+        ...
+
     def encode(self, payload: memoryview, itemsize: int) -> bytes:
         """Compresses a payload of elements of so many bytes each."""
         ...
@@ -74,6 +78,9 @@ class Zstd:
             "configuration": {"checksum": False, "level": self._LEVEL},
             "name": "zstd",
         }
+
+    def compressor(self) -> dict[str, Any]:
+        return {"id": "zstd", "level": self._LEVEL}
 
     def encode(self, payload: memoryview, itemsize: int) -> bytes:
         # One per call: a compressor must not serve two threads at once.
@@ -132,6 +139,15 @@ class Blosc:
                 "typesize": itemsize,
             },
             "name": "blosc",
+        }
+
+    def compressor(self) -> dict[str, Any]:
+        return {
+            "blocksize": 0,
+            "clevel": self._LEVEL,
+            "cname": self._NAME.decode(),
+            "id": "blosc",
+            "shuffle": self._BIT_SHUFFLE,
         }
 
     def encode(self, payload: memoryview, itemsize: int) -> bytes:

@@ -1,10 +1,11 @@
-"""How one array is written in zarr version 3: its document, its keys, its chunks.
+"""How one array is written in zarr: its document, its keys, its chunks.
 
 A chunk is the C-order little-endian payload, compressed or not, followed by the CRC-32C
 of that in 4 little-endian bytes: the codecs `bytes`, perhaps one of `_compression`, and
 `crc32c`, nothing else.  An element of less than 8 bits takes one byte.  Chunks lie at
 `c/<i>/<j>...` beside the document `zarr.json`, which is, byte for byte, the one that
-TensorStore would write.
+TensorStore would write.  That is version 3; in version 2, which older readers know, the
+document is `.zarray`, chunks lie at `<i>.<j>...`, and nothing follows their payload.
 
 Some dtypes that JAX has are unknown to TensorStore, which then refuses the whole tree.
 All of them take one byte, so to zarr they are `uint8`: their bit patterns.
@@ -15,7 +16,8 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -24,7 +26,9 @@ from stowax._codecs._compression import CODECS
 from stowax.errors import UnsupportedLeafError
 
 __all__ = [
+    "DOCUMENT_NAMES",
     "TRAILER_BYTES",
+    "ZarrVersion",
     "array_document",
     "check_extents",
     "chunk_key",
@@ -33,8 +37,13 @@ __all__ = [
     "encode_trailer",
 ]
 
+ZarrVersion = Literal[2, 3]
+
+DOCUMENT_NAMES: Mapping[ZarrVersion, str] = {2: ".zarray", 3: "zarr.json"}
+"""What the document is called, beside the chunks."""
+
 TRAILER_BYTES = 4
-"""Length of the checksum behind the payload of each chunk."""
+"""Length of the checksum behind the payload of each chunk, in version 3."""
 
 _UNKNOWN_TO_ZARR = (
     *("float6_e2m3fn", "float6_e3m2fn", "float8_e4m3"),
@@ -111,8 +120,9 @@ def array_document(
     dtype_name: str,
     chunk_shape: tuple[int, ...],
     codec: str | None = None,
+    version: ZarrVersion = 3,
 ) -> bytes:
-    """Returns the bytes of the `zarr.json` of an array.
+    """Returns the bytes of the document of an array.
 
     Args:
         shape: Shape of the whole array.
@@ -120,6 +130,7 @@ def array_document(
         chunk_shape: Shape of each chunk, as many axes as `shape`.  An empty axis counts
             as 1, which is what the format asks for.
         codec: How chunks are compressed; None: not at all.
+        version: Of zarr.
 
     Raises:
         UnsupportedLeafError: No installed library has that type.
@@ -130,24 +141,48 @@ def array_document(
     if dtype_name in _UNKNOWN_TO_ZARR:
         dtype_name = "uint8"
     dtype = dtype_from_name(dtype_name)
+    chunks = [max(1, size) for size in chunk_shape]
+    describe = _document_3 if version == 3 else _document_2
+    document = describe(shape, dtype, chunks, codec)
+    return json.dumps(document, separators=(",", ":"), sort_keys=True).encode("ascii")
+
+
+def _document_3(
+    shape: tuple[int, ...], dtype: np.dtype, chunks: list[int], codec: str | None
+) -> dict[str, object]:
     bytes_codec: dict[str, object] = {"name": "bytes"}
     if dtype.itemsize > 1:
         bytes_codec["configuration"] = {"endian": "little"}
     compression = [] if codec is None else [CODECS[codec].document(dtype.itemsize)]
-    document = {
-        "chunk_grid": {
-            "configuration": {"chunk_shape": [max(1, size) for size in chunk_shape]},
-            "name": "regular",
-        },
+    return {
+        "chunk_grid": {"configuration": {"chunk_shape": chunks}, "name": "regular"},
         "chunk_key_encoding": {"name": "default"},
         "codecs": [bytes_codec, *compression, {"name": "crc32c"}],
-        "data_type": dtype_name,
+        "data_type": dtype.name,
         "fill_value": _fill_value(dtype),
         "node_type": "array",
         "shape": shape,
         "zarr_format": 3,
     }
-    return json.dumps(document, separators=(",", ":"), sort_keys=True).encode("ascii")
+
+
+def _document_2(
+    shape: tuple[int, ...], dtype: np.dtype, chunks: list[int], codec: str | None
+) -> dict[str, object]:
+    compressor = None if codec is None else CODECS[codec].compressor()
+    # What NumPy has is called as there, with its order of bytes.
+    is_numpys = dtype.isbuiltin == 1
+    return {
+        "chunks": chunks,
+        "compressor": compressor,
+        "dimension_separator": ".",
+        "dtype": dtype.newbyteorder("<").str if is_numpys else dtype.name,
+        "fill_value": None,
+        "filters": None,
+        "order": "C",
+        "shape": shape,
+        "zarr_format": 2,
+    }
 
 
 def check_extents(shape: Sequence[int], itemsize: int) -> None:
@@ -161,13 +196,17 @@ def check_extents(shape: Sequence[int], itemsize: int) -> None:
         raise ValueError(f"the shape {list(shape)}, which no array has")
 
 
-def chunk_key(grid_index: tuple[int, ...]) -> str:
+def chunk_key(grid_index: tuple[int, ...], version: ZarrVersion = 3) -> str:
     """Returns where, below the array, the chunk at `grid_index` is stored.
 
     Example:
         >>> chunk_key((0, 1)), chunk_key(())
         ('c/0/1', 'c')
+        >>> chunk_key((0, 1), 2), chunk_key((), 2)
+        ('0.1', '0')
     """
+    if version == 2:
+        return ".".join(map(str, grid_index)) or "0"
     return "/".join(("c", *map(str, grid_index)))
 
 

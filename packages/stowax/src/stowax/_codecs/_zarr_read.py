@@ -10,22 +10,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from stowax._codecs._zarr import check_extents, dtype_from_name, dtype_name
+from stowax._codecs._zarr import (
+    DOCUMENT_NAMES,
+    ZarrVersion,
+    check_extents,
+    dtype_from_name,
+    dtype_name,
+)
 from stowax._manifest import LeafEntry, LeafForm
 from stowax.errors import (
     CorruptCheckpointError,
     InvalidLayoutError,
     UnsupportedLeafError,
 )
-
-ZarrVersion = Literal[2, 3]
-
-DOCUMENT_NAMES: Mapping[ZarrVersion, str] = {2: ".zarray", 3: "zarr.json"}
-"""What the document is called, beside the chunks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

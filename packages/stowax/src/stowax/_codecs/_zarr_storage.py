@@ -30,8 +30,7 @@ import zstandard
 
 from stowax._codecs._checksum import crc32c
 from stowax._codecs._compression import fill_from
-from stowax._codecs._zarr import TRAILER_BYTES, dtype_from_name
-from stowax._codecs._zarr_read import ZarrVersion
+from stowax._codecs._zarr import TRAILER_BYTES, ZarrVersion, dtype_from_name
 from stowax.errors import UnsupportedLeafError
 
 __all__ = ["ArrayStorage", "ChunkCodec", "Shard", "ShardCodec", "array_storage"]

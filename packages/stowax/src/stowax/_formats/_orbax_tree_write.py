@@ -44,6 +44,8 @@ def encode_documents(
     *,
     process_count: int,
     manifest_name: str | None,
+    use_ocdbt: bool = True,
+    use_zarr3: bool = True,
     rich_types: bool = False,
     array_metadata: bool = True,
 ) -> dict[str, bytes]:
@@ -53,6 +55,8 @@ def encode_documents(
         manifest: What the item contains; its chunk tables are not looked at.
         process_count: Number of processes that wrote the item.
         manifest_name: File name of the integrity manifest, if there is one.
+        use_ocdbt: Whether arrays lie in a database, and not each in a directory.
+        use_zarr3: Whether they are described as zarr 3, and not 2.
         rich_types: Whether `_METADATA` tells tuples and NamedTuples, too.
         array_metadata: Whether `array_metadatas` is among them.
 
@@ -61,7 +65,12 @@ def encode_documents(
         UnsupportedLeafError: A name or a string holds half of a surrogate pair.
     """
     documents = {
-        ITEM_DOCUMENT: _encode_metadata(manifest, manifest_name, rich_types=rich_types)
+        ITEM_DOCUMENT: _encode_metadata(
+            manifest,
+            {"use_ocdbt": use_ocdbt, "use_zarr3": use_zarr3},
+            manifest_name,
+            rich_types=rich_types,
+        )
     }
     arrays = [leaf for leaf in manifest.leaves if leaf.form.kind == "jax.Array"]
     if any(leaf.form.sharding is not None for leaf in arrays):
@@ -81,7 +90,11 @@ def encode_documents(
 
 
 def _encode_metadata(
-    manifest: Manifest, manifest_name: str | None, *, rich_types: bool
+    manifest: Manifest,
+    arrays: Mapping[str, bool],
+    manifest_name: str | None,
+    *,
+    rich_types: bool,
 ) -> bytes:
     def describe(node: Node) -> dict[str, Any]:
         if node.kind == "leaf":
@@ -92,8 +105,7 @@ def _encode_metadata(
         return {"value_type": value_type, "skip_deserialize": True}
 
     document: dict[str, Any] = {
-        "use_ocdbt": True,
-        "use_zarr3": True,
+        **arrays,
         "store_array_data_equal_to_fill_value": True,
         "custom_metadata": None,
     }

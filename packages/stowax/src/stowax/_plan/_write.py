@@ -12,23 +12,17 @@ chunk that is compressed nobody knows the length beforehand.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import NamedTuple
 
 import numpy as np
 
-from stowax._box import Box, chunks_in, grid_counts, ordinal_of
+from stowax._box import Box, chunks_in, grid_counts, grid_index_of, ordinal_of
 from stowax._codecs._compression import CODECS
-from stowax._codecs._zarr import TRAILER_BYTES
-
-CHUNK_LIMIT_BYTES = 64 << 20
-"""Larger shards are split: a chunk is one unit of reading in parallel."""
-
-CODED_CHUNK_LIMIT_BYTES = 4 << 20
-"""The same of chunks that may be compressed.  Such a chunk is held whole, on both ways,
-by every worker that is busy with one."""
+from stowax._codecs._zarr import TRAILER_BYTES, ZarrVersion, chunk_key
+from stowax._plan._chunk_shape import choose_chunk_shape
 
 AUTO, AUTO_EACH = "auto", "auto, each"
 """In the place of a codec: a sample of the leaf is to decide between `AUTO_CODEC` and
@@ -94,6 +88,33 @@ _SHARED_OUT = Sharing()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkFiles:
+    """That every chunk is a file of its own, where zarr looks for it."""
+
+    prefixes: Mapping[int, str]
+    """What the keys of an array begin with, by leaf."""
+    version: ZarrVersion
+
+    @property
+    def trailer_bytes(self) -> int:
+        """Behind a chunk; arrays of version 2 have no checksums."""
+        return TRAILER_BYTES if self.version == 3 else 0
+
+    def plan(self, chunk: ChunkWrite, shape: tuple[int, ...]) -> FilePlan:
+        """The file of one chunk of an array of this shape."""
+        grid = chunk.grid
+        counts = grid_counts(shape, grid.shape)
+        key = chunk_key(grid_index_of(chunk.chunk, counts), self.version)
+        size_bytes = grid.size_bytes + self.trailer_bytes
+        return FilePlan(
+            name=self.prefixes[chunk.leaf] + key,
+            chunks=(chunk,),
+            size_bytes=size_bytes if grid.codec is None else None,
+            trailer_bytes=self.trailer_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkGrid:
     """How the chunks of an array are made, alike for all of them."""
 
@@ -143,6 +164,8 @@ class FilePlan:
     chunks: tuple[ChunkWrite, ...]
     size_bytes: int | None
     """None if it will be known only when everything is compressed."""
+    trailer_bytes: int = TRAILER_BYTES
+    """Of the checksum behind each chunk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +196,7 @@ def plan_write(
     sharing: Sharing = _SHARED_OUT,
     file_limit_bytes: int = 0,
     part_limit_bytes: int = 0,
+    chunk_files: ChunkFiles | None = None,
 ) -> WritePlan:
     """Decides chunks, owners and files.
 
@@ -184,6 +208,8 @@ def plan_write(
         file_limit_bytes: Beyond this no chunk is begun in a file; 0: no limit.
         part_limit_bytes: The parts that a file is made of take no more host memory,
             unless it is one alone that does; 0: no limit.
+        chunk_files: What the files of single chunks are called; None: chunks share
+            data files.
     """
     load_bytes: dict[int, int] = {}
     chunk_shapes: dict[int, tuple[int, ...]] = {}
@@ -212,10 +238,13 @@ def plan_write(
             ]
             parts.append(PartWrite(leaf, box))
             parts_bytes.append(box.size * layout.host_itemsize)
-    starts: set[int] = set()
-    if part_limit_bytes:
-        starts = _first_parts(parts_bytes, part_limit_bytes)
-    files = _cut_into_files(mine, data_directory, file_limit_bytes, starts)
+    if chunk_files is not None:
+        files = [chunk_files.plan(chunk, layouts[chunk.leaf].shape) for chunk in mine]
+    else:
+        starts: set[int] = set()
+        if part_limit_bytes:
+            starts = _first_parts(parts_bytes, part_limit_bytes)
+        files = _cut_into_files(mine, data_directory, file_limit_bytes, starts)
     return WritePlan(
         chunk_shapes=chunk_shapes,
         codecs=codecs,
@@ -289,88 +318,6 @@ def place(end_bytes: int, length_bytes: int) -> int:
     # adopt the memory of a small array without a copy.
     step = _PAGE_BYTES if length_bytes >= _LARGE_CHUNK_BYTES else _LINE_BYTES
     return -(-end_bytes // step) * step
-
-
-def choose_chunk_shape(
-    shape: tuple[int, ...],
-    boxes: Sequence[Box],
-    itemsize: int,
-    *,
-    limit_bytes: int | None = None,
-    shard_axes: Sequence[int] = (),
-    is_coded: bool = False,
-) -> tuple[int, ...]:
-    """The extent of a chunk: a shard, split while it is large.
-
-    Chunk borders never cross a shard's border, so one process owns a chunk.
-
-    Args:
-        shape: Shape of the array.
-        boxes: Its shards.
-        itemsize: Size of an element, in bytes.
-        limit_bytes: What the caller wants a chunk to stay within, whatever it takes;
-            the longest axes are split, those first that are split already.
-        shard_axes: Axes along which the caller wants a chunk to hold one element.
-        is_coded: Whether chunks may be compressed.
-    """
-    if not boxes or 0 in shape:
-        return tuple(max(1, n) for n in shape)
-    shard = [_common_extent(axis, n, boxes) for axis, n in enumerate(shape)]
-    chunk = [1 if axis in shard_axes else n for axis, n in enumerate(shard)]
-    if limit_bytes is not None:
-        _split_longest(chunk, shard, shape, limit_bytes // itemsize)
-    wish_bytes = CODED_CHUNK_LIMIT_BYTES if is_coded else CHUNK_LIMIT_BYTES
-    # Our own limit is a wish: leading axes, so that a chunk stays one run of memory.
-    for axis, n in enumerate(shape):
-        size_bytes = math.prod(chunk) * itemsize
-        if size_bytes <= wish_bytes:
-            break
-        row_bytes = size_bytes // chunk[axis]
-        rows = max(1, wish_bytes // row_bytes)
-        best = _fitting(shard[axis], n, rows)
-        if best * 8 >= min(
-            chunk[axis], rows
-        ):  # Tiny pieces are worse than a large one.
-            chunk[axis] = best
-    return tuple(chunk)
-
-
-def _split_longest(
-    chunk: list[int], shard: Sequence[int], shape: Sequence[int], limit: int
-) -> None:
-    """Makes a chunk hold at most so many elements, one axis after another.
-
-    The longest axis is halved, or less where that is enough; the first among equals,
-    and before all others those along which the array is split into shards.
-    """
-    while (size := math.prod(chunk)) > limit:
-        axes = [axis for axis, extent in enumerate(chunk) if extent > 1]
-        split = [axis for axis in axes if shard[axis] < shape[axis]]
-        axis = max(split or axes, key=lambda axis: chunk[axis])
-        enough = limit // (size // chunk[axis])
-        most = max(enough, chunk[axis] // 2)
-        chunk[axis] = _fitting(shard[axis], shape[axis], most)
-
-
-def _fitting(shard: int, n: int, most: int) -> int:
-    """The largest extent up to `most` of chunks, along an axis, that split a shard."""
-    if shard == n:
-        # Nobody's border lies on this axis: even pieces, the last one padded.
-        return -(-n // -(-n // most))
-    small = [d for d in range(1, math.isqrt(shard) + 1) if shard % d == 0]
-    return max(d for d in (*small, *(shard // d for d in small)) if d <= most)
-
-
-def _common_extent(axis: int, n: int, boxes: Iterable[Box]) -> int:
-    """The largest extent whose multiples hold every border along one axis."""
-    borders = {0, n}
-    for box in boxes:
-        borders.update((box.start[axis], box.stop[axis]))
-    inner = [border for border in borders if 0 < border < n]
-    if not inner:
-        return n
-    step = math.gcd(*inner)
-    return min(n, step)
 
 
 def _first_parts(parts_bytes: Sequence[int], limit_bytes: int) -> set[int]:
