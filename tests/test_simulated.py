@@ -20,7 +20,12 @@ from stowax.errors import (
     ProcessesError,
     UnsupportedLeafError,
 )
-from stowax.testing import MemoryStore, SimulatedCluster
+from stowax.testing import (
+    MemoryStore,
+    RecordingStore,
+    SimulatedCluster,
+    durability_faults,
+)
 from stowax.training import Checkpointer
 
 COUNT = 8
@@ -130,6 +135,32 @@ def test_eight_save_and_load(cluster):
     for index, loaded in enumerate(everybody):
         assert_is_saved(loaded)
         assert {loaded[name].sharding for name in SPECS} == {own[index]}
+
+
+@pytest.mark.parametrize("use_zarr3", [True, False])
+def test_eight_save_into_the_same_directories(cluster, use_zarr3):
+    """Arrays that are directories have chunks of all processes, each written once."""
+    store = RecordingStore(MemoryStore())
+    saved = state()
+
+    def save(index):
+        context = stowax.Context(
+            runtime=cluster.runtimes[index],
+            file=stowax.options.FileOptions(store=store),
+        )
+        context.array.saving.use_ocdbt = False
+        context.array.saving.use_zarr3 = use_zarr3
+        with context:
+            stowax.save(PATH, saved)
+
+    cluster.run(save)
+    with stowax.Context(file=stowax.options.FileOptions(store=store)):
+        assert_is_saved(stowax.load(PATH))
+
+    assert durability_faults(store.calls) == []
+    written = {c.paths[0] for c in store.calls if c.operation == "write"}
+    tail = "c/3/1" if use_zarr3 else "3.1"
+    assert any(path.endswith(f"/state/both/{tail}") for path in written)
 
 
 def test_eight_save_compressed(cluster):

@@ -11,6 +11,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as v0
 import pytest
 import tensorstore as ts
 from jax.sharding import NamedSharding
@@ -155,6 +156,25 @@ def test_orbax_loads_large_arrays_compressed(tmp_path, compression):
         with context:
             alone = v1.load(path, {name: abstract(array)})
         assert differences({name: array}, alone) == []
+
+
+@pytest.mark.parametrize("use_ocdbt", [True, False])
+@pytest.mark.parametrize("use_zarr3", [True, False])
+def test_orbax_v0_restores_it(tmp_path, use_ocdbt, use_zarr3):
+    """The older API, too: an item, and a whole checkpoint as a composite."""
+    saved = {"w": bits("float32", (8, 3)), "rows": sharded_arrays()["rows"], "n": 7}
+    save(tmp_path / "c", saved, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
+
+    with v0.PyTreeCheckpointer() as checkpointer:
+        item = checkpointer.restore(tmp_path / "c" / "state")
+    handler = v0.CompositeCheckpointHandler(state=v0.PyTreeCheckpointHandler())
+    with v0.Checkpointer(handler) as checkpointer:
+        asked = v0.args.Composite(state=v0.args.PyTreeRestore())
+        composite = checkpointer.restore(tmp_path / "c", args=asked)["state"]
+
+    for found in (item, composite):
+        for name, leaf in saved.items():
+            assert np.asarray(found[name]).tobytes() == np.asarray(leaf).tobytes()
 
 
 @compressions
