@@ -114,14 +114,9 @@ ELSEWHERE = {
 
 NOT_YET = {
     "`ocp.partial`": "tests/interop/test_face.py::test_pending_is_missing",
-    "`delete(checkpointable_name=...)`, `errors.DeletionInProgressError`, "
-    "`errors.DeletionRecoveryError`": (
-        "tests/interop/test_face.py::test_pending_is_missing",
-        f"{CORE}/test_delete.py::test_one_checkpointable",
-    ),
     "`training.Checkpointer.cancel`, `step_name_format=`, `logger=`; `ocp.path.step`": (
         "tests/interop/test_face.py::test_pending_is_missing",
-        f"{CORE}/training/test_checkpointer.py::test_one_checkpointable",
+        f"{CORE}/training/test_checkpointer.py::test_cancel",
         f"{CORE}/training/test_checkpointer.py::test_options_that_are_not_built",
     ),
     "`training.pathways` and `PathwaysOptions.checkpointing_impl`": (

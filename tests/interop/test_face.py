@@ -32,8 +32,6 @@ MODULES = [
 """The public modules of the peer, by their path below `v1`."""
 
 PENDING = {
-    "errors.DeletionInProgressError": "deleting one checkpointable",
-    "errors.DeletionRecoveryError": "deleting one checkpointable",
     "partial": "partial saves",
     "path.step": "names of steps",
     "training.pathways": "Pathways",

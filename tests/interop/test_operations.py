@@ -192,3 +192,60 @@ def test_failure_says_where(tmp_path):
         "while writing the checkpointable 'x'",
         f"in the save to {tmp_path / 'stowax'}",
     ]
+
+
+PARTS = {"model": {"w": np.arange(6)}, "optimizer": {"m": 2}, "rest": {"n": 3}}
+
+
+@pytest.mark.parametrize("writer", [v1, stowax])
+def test_one_checkpointable_is_deleted(tmp_path, writer):
+    """Whoever wrote it, both load what is left, and Orbax deletes more of it."""
+    path = tmp_path / "c"
+    writer.save_checkpointables(path, PARTS, custom_metadata={"a": 1})
+
+    stowax.delete(path, checkpointable_name="optimizer")
+
+    for library in (v1, stowax):
+        found = library.load_checkpointables(path)
+        assert sorted(found) == ["model", "rest"]
+        assert found["model"]["w"].tolist() == [0, 1, 2, 3, 4, 5]
+        assert library.checkpointables_metadata(path).custom_metadata == {"a": 1}
+    v1.delete(path, checkpointable_name="rest")
+    assert list(v1.load_checkpointables(path)) == ["model"]
+
+
+@pytest.fixture
+def half_deleted(tmp_path, monkeypatch):
+    """A checkpoint of Orbax, which was interrupted while it deleted `optimizer`."""
+    path = tmp_path / "c"
+    v1.save_checkpointables(path, PARTS)
+
+    async def interrupted(*arguments, **options):
+        raise OSError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{ORBAX_DELETION}.path_utils.delete_path", interrupted)
+        with pytest.raises(OSError, match="interrupted"):
+            v1.delete(path, checkpointable_name="optimizer")
+    return path
+
+
+ORBAX_DELETION = "orbax.checkpoint.experimental.v1._src.deletion"
+
+
+def test_what_orbax_has_half_deleted(half_deleted):
+    """It is hidden, as in Orbax, and who asks for it is told; it can be finished."""
+    for library in (v1, stowax):
+        assert sorted(library.load_checkpointables(half_deleted)) == ["model", "rest"]
+        with pytest.raises(library.errors.DeletionInProgressError):
+            library.load(half_deleted, checkpointable_name="optimizer")
+        with pytest.raises(library.errors.DeletionRecoveryError):
+            library.delete(half_deleted, checkpointable_name="rest")
+
+    assert stowax.delete(half_deleted, checkpointable_name="optimizer") is True
+
+    names = [entry.name for entry in half_deleted.iterdir()]
+    assert "optimizer" not in names
+    assert "_CHECKPOINT_DELETION" not in names
+    for library in (v1, stowax):
+        assert sorted(library.load_checkpointables(half_deleted)) == ["model", "rest"]

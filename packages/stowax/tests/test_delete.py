@@ -2,16 +2,26 @@
 
 import asyncio
 import os
+import posixpath
 
+import numpy as np
 import pytest
+from sample_trees import differences
 
 import stowax
 from stowax.errors import (
+    CheckpointableNotFoundError,
     CheckpointNotFoundError,
     InvalidLayoutError,
-    UnsupportedOptionError,
+    InvalidNameError,
+    NothingToDeleteError,
 )
-from stowax.testing import MemoryStore, RecordingStore, SimulatedCluster
+from stowax.testing import (
+    MemoryStore,
+    RecordingStore,
+    SimulatedCluster,
+    durability_faults,
+)
 
 STATE = {"a": 1}
 
@@ -77,13 +87,143 @@ def test_a_damaged_checkpoint_goes(tmp_path):
     assert not path.exists()
 
 
-def test_one_checkpointable(place):
-    """What comes in a later release says so, and deletes nothing."""
-    stowax.save(place / "checkpoint", STATE)
+PARTS = {"model": {"w": np.arange(6.0)}, "optimizer": {"m": 2}, "step": 3}
 
-    with pytest.raises(UnsupportedOptionError, match="later release"):
-        stowax.delete(place / "checkpoint", checkpointable_name="state")
-    assert stowax.load(place / "checkpoint") == STATE
+
+class TestOneCheckpointable:
+    """One goes, the others stay as they are."""
+
+    def test_the_others_stay(self, place):
+        """They are loaded and verified as before, and metadata is kept."""
+        path = place / "checkpoint"
+        stowax.save_checkpointables(path, PARTS, custom_metadata={"a": 1})
+
+        assert stowax.delete(path, checkpointable_name="optimizer") is True
+        loaded = stowax.load_checkpointables(path)
+        assert differences({"model": PARTS["model"], "step": 3}, loaded) == []
+        assert stowax.verify(path).damages == ()
+        found = stowax.checkpointables_metadata(path)
+        assert (found.custom_metadata, sorted(found.metadata)) == (
+            {"a": 1},
+            ["model", "step"],
+        )
+        with pytest.raises(CheckpointableNotFoundError):
+            stowax.load(path, checkpointable_name="optimizer")
+
+    def test_again(self, place):
+        """Then there is nothing to delete."""
+        path = place / "checkpoint"
+        stowax.save_checkpointables(path, PARTS)
+        stowax.delete(path, checkpointable_name="step")
+
+        with pytest.raises(NothingToDeleteError, match=r"'step'.*'model'"):
+            stowax.delete(path, checkpointable_name="step")
+        assert issubclass(NothingToDeleteError, FileNotFoundError)
+        gone = stowax.delete(path, checkpointable_name="step", missing_ok=True)
+        assert gone is False
+        with pytest.raises(CheckpointNotFoundError):
+            stowax.delete(place / "nothing", checkpointable_name="step")
+
+    def test_the_only_one_stays(self, place):
+        """A checkpoint of nothing is none."""
+        stowax.save(place / "checkpoint", STATE)
+
+        with pytest.raises(InvalidLayoutError, match="nothing but 'state'"):
+            stowax.delete(place / "checkpoint", checkpointable_name="state")
+        assert stowax.load(place / "checkpoint") == STATE
+
+    @pytest.mark.parametrize("name", ["", "..", "a/b", "metrics", "_METADATA/x", 3])
+    def test_what_is_no_name(self, place, name):
+        """Nothing is looked for under it."""
+        stowax.save_checkpointables(place / "checkpoint", PARTS)
+
+        with pytest.raises(InvalidNameError):
+            stowax.delete(place / "checkpoint", checkpointable_name=name)
+
+    def test_nothing_stays_behind(self, tmp_path):
+        """Its files are gone, and so is the directory that they were in."""
+        path = tmp_path / "checkpoint"
+        stowax.save_checkpointables(path, PARTS)
+        stowax.delete(path, checkpointable_name="optimizer")
+
+        assert os.listdir(tmp_path) == ["checkpoint"]
+        assert not (path / "optimizer").exists()
+
+    def test_no_byte_of_the_others_is_written(self):
+        """They get a second name: what is written are two documents."""
+        store = RecordingStore(MemoryStore())
+        with stowax.Context(file=stowax.options.FileOptions(store=store)):
+            stowax.save_checkpointables("/runs/checkpoint", PARTS)
+            before = len(store.calls)
+            stowax.delete("/runs/checkpoint", checkpointable_name="optimizer")
+
+        written = [
+            posixpath.basename(call.paths[0])
+            for call in store.calls[before:]
+            if call.operation == "write"
+        ]
+        assert sorted(written) == ["_CHECKPOINT_METADATA", "stowax.json"]
+        assert durability_faults(store.calls) == []
+
+    def test_permissions_stay(self, tmp_path):
+        """Of the checkpoint, of its directories, and of its files."""
+        path = tmp_path / "checkpoint"
+        with stowax.Context(
+            file=stowax.options.FileOptions(path_permission_mode=0o710)
+        ):
+            stowax.save_checkpointables(path, PARTS)
+        (path / "model").chmod(0o750)
+        (path / "model" / "_METADATA").chmod(0o640)
+        stowax.delete(path, checkpointable_name="optimizer")
+
+        modes = [
+            found.stat().st_mode & 0o777
+            for found in (path, path / "model", path / "model" / "_METADATA")
+        ]
+        assert modes == [0o710, 0o750, 0o640]
+
+    @pytest.mark.parametrize("call", ["link", "write", "sync", "publish"])
+    def test_a_failure_leaves_all_of_it(self, call):
+        """Whichever call fails, the checkpoint is as it was, and nothing is beside."""
+        memory = MemoryStore()
+
+        class Failing(RecordingStore):
+            is_armed = False
+
+        async def fail(self, *arguments, **options):
+            if Failing.is_armed:
+                raise OSError(5, "Input/output error")
+            return await getattr(RecordingStore, call)(self, *arguments, **options)
+
+        setattr(Failing, call, fail)
+        with stowax.Context(file=stowax.options.FileOptions(store=Failing(memory))):
+            stowax.save_checkpointables("/runs/checkpoint", PARTS)
+            Failing.is_armed = True
+            with pytest.raises(OSError, match="Input/output"):
+                stowax.delete("/runs/checkpoint", checkpointable_name="optimizer")
+
+        assert [e.name for e in asyncio.run(memory.list("/runs"))] == ["checkpoint"]
+        with stowax.Context(file=stowax.options.FileOptions(store=memory)):
+            loaded = stowax.load_checkpointables("/runs/checkpoint")
+        assert differences(PARTS, loaded) == []
+
+    def test_several_processes(self):
+        """All of them call it, and one does it."""
+        store = MemoryStore()
+
+        def work(index):
+            with stowax.Context(
+                runtime=cluster.runtimes[index],
+                file=stowax.options.FileOptions(store=store),
+            ):
+                stowax.save_checkpointables("/runs/checkpoint", PARTS)
+                gone = stowax.delete("/runs/checkpoint", checkpointable_name="step")
+                return gone, sorted(stowax.load_checkpointables("/runs/checkpoint"))
+
+        with SimulatedCluster(2) as cluster:
+            found = cluster.run(work)
+
+        assert found == [(True, ["model", "optimizer"])] * 2
 
 
 def test_out_of_sight_before_the_first_file_goes():

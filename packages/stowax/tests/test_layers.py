@@ -104,6 +104,7 @@ LAYERS = {
     "_named_tree": 8,
     "_opened": 8,
     "_preview": 8,
+    "_remove_item": 8,
     "_save": 8,
     "_save_composite": 8,
     "_save_names": 8,

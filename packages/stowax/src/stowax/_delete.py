@@ -1,8 +1,9 @@
-"""Taking checkpoints away: out of sight at once, then file by file.
+"""Taking checkpoints away, or parts of them: out of sight at once, then file by file.
 
 A checkpoint is first renamed to the name of a draft, which no reader takes for a
 checkpoint, and the new name is made durable; only then are its files deleted.  So a
 crash on the way leaves either all of it, or leftovers that are nobody's checkpoint.
+One checkpointable goes as a whole, too: see `_remove_item`.
 """
 
 from __future__ import annotations
@@ -20,41 +21,47 @@ from stowax._formats._stowax import ROOT_SEAL
 from stowax._operation import Operation, in_place
 from stowax._operation_path import absolute
 from stowax._option_values import check_flags
+from stowax._remove_item import check_removable, remove_item
 from stowax._response import AsyncResponse, respond
 from stowax._runtime import Runtime
+from stowax._save_names import check_name
 from stowax._settings import check_supported
 from stowax._stores._base import Store, join, resolve
 from stowax.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     InvalidLayoutError,
-    UnsupportedOptionError,
+    NothingToDeleteError,
 )
 
 
 def delete(
     path: Any, *, checkpointable_name: str | None = None, missing_ok: bool = False
 ) -> bool:
-    """Deletes a checkpoint.
+    """Deletes a checkpoint, or one checkpointable of it.
 
     It disappears at once and as a whole: a reader that comes later, or after a crash,
-    finds all of it or nothing. A reader that is under way may fail. In a run of several
+    finds all of it or nothing. The other checkpointables stay as they are, and are
+    never out of sight. A reader that is under way may fail. In a run of several
     processes all of them call it. For the steps of a training run, use
     `training.Checkpointer.delete`.
 
     Args:
         path: The checkpoint. A damaged one can be deleted, anything else cannot.
-        checkpointable_name: Deleting one checkpointable of several comes in a later
-            release; must be None.
-        missing_ok: Whether it is fine when nothing is at the path.
+        checkpointable_name: Which checkpointable goes; None: the whole checkpoint. One
+            that Orbax has begun to delete is deleted to the end.
+        missing_ok: Whether it is fine when there is nothing to delete.
 
     Returns:
         Whether there was something to delete.
 
     Raises:
         CheckpointNotFoundError: Nothing is at the path.
-        InvalidLayoutError: It is no checkpoint, or only a part of one.
-        UnsupportedOptionError: `checkpointable_name` is not None.
+        NothingToDeleteError: It has no checkpointable of that name.
+        InvalidLayoutError: It is no checkpoint, or only a part of one; or the
+            checkpointable is the only one.
+        DeletionRecoveryError: Orbax has begun to delete another checkpointable.
+        InvalidNameError: No checkpointable can have that name.
         DeadlineError: It took longer than `AsyncOptions.timeout_secs`.
 
     Example:
@@ -65,6 +72,11 @@ def delete(
         True
         >>> stowax.delete(path, missing_ok=True)
         False
+        >>> stowax.save_checkpointables(path, {"model": {"w": 1}, "optimizer": {}})
+        >>> stowax.delete(path, checkpointable_name="optimizer")
+        True
+        >>> stowax.load_checkpointables(path)
+        {'model': {'w': 1}}
     """
     return delete_async(
         path, checkpointable_name=checkpointable_name, missing_ok=missing_ok
@@ -84,43 +96,39 @@ def delete_async(
         checkpointable_name: See `delete`.
         missing_ok: See `delete`.
     """
-    refuse_name(checkpointable_name)
     check_flags(missing_ok=missing_ok)
-    runtime, future = start_delete(path, missing_ok=missing_ok, is_step=False)
+    runtime, future = start_delete(
+        path, checkpointable_name, missing_ok=missing_ok, is_step=False
+    )
     return respond(runtime, future, what=f"deletion of {absolute(path)}")
 
 
-def refuse_name(checkpointable_name: str | None) -> None:
-    """Refuses what is not built yet, before anything is deleted."""
-    if checkpointable_name is not None:
-        raise UnsupportedOptionError(
-            f"checkpointable_name={checkpointable_name!r}: deleting one checkpointable "
-            "of several comes in a later release; leave it out to delete the whole "
-            "checkpoint"
-        )
-
-
 def start_delete(
-    path: Any, *, missing_ok: bool, is_step: bool
+    path: Any, name: str | None, *, missing_ok: bool, is_step: bool
 ) -> tuple[Runtime, concurrent.futures.Future[bool]]:
     """Looks at the path, then deletes in the background.
 
     Args:
         path: The checkpoint.
+        name: Which checkpointable goes; None: all.
         missing_ok: Whether it is fine when nothing is there.
         is_step: Whether its name alone makes it a checkpoint, however damaged.
     """
+    if name is not None:
+        check_name(name)
     settings = current_settings()
     check_supported(settings, saving=False)
     location = absolute(path)
     operation = in_place(location, settings, verb="deletion")
     runtime = operation.runtime
-    is_there = runtime.run(_look(operation, is_step=is_step))
+    look = _look(operation, name, missing_ok=missing_ok, is_step=is_step)
+    is_there = runtime.run(look)
     if not is_there and not missing_ok:
         raise CheckpointNotFoundError(
             f"nothing is at {location}; if that is fine, use `missing_ok=True`"
         )
-    return runtime, runtime.submit(_remove_together(operation, is_there=is_there))
+    removal = _remove_together(operation, name, is_there=is_there)
+    return runtime, runtime.submit(removal)
 
 
 async def remove(store: Store, path: str) -> bool:
@@ -140,13 +148,18 @@ async def remove(store: Store, path: str) -> bool:
     return True
 
 
-async def _look(operation: Operation, *, is_step: bool) -> bool:
+async def _look(
+    operation: Operation, name: str | None, *, missing_ok: bool, is_step: bool
+) -> bool:
     """Whether there is something to delete, as the primary process sees it."""
     operation.start_clock()
     operation.phase = "looking at what is there"
 
     async def look() -> bytes:
-        return b"there" if await _is_there(operation, is_step=is_step) else b""
+        is_there = await _is_there(operation, is_step=is_step)
+        if is_there and name is not None:
+            is_there = await _holds(operation, name, missing_ok=missing_ok)
+        return b"there" if is_there else b""
 
     primary = operation.processes.is_primary
     answers = await operation.agree(
@@ -174,12 +187,31 @@ async def _is_there(operation: Operation, *, is_step: bool) -> bool:
     return True
 
 
-async def _remove_together(operation: Operation, *, is_there: bool) -> bool:
+async def _holds(operation: Operation, name: str, *, missing_ok: bool) -> bool:
+    """Whether the checkpoint has an item that can be removed."""
+    checkpoint = await open_checkpoint(
+        operation.store, operation.directory, verify=operation.settings.verify
+    )
+    try:
+        check_removable(checkpoint, name)
+    except NothingToDeleteError:
+        if not missing_ok:
+            raise
+        return False
+    return True
+
+
+async def _remove_together(
+    operation: Operation, name: str | None, *, is_there: bool
+) -> bool:
     # Given up on the way, it leaves all of it, or leftovers that are no checkpoint.
     operation.phase = "removing it"
 
     async def take_away() -> bytes:
-        await remove(operation.store, operation.directory)
+        if name is None:
+            await remove(operation.store, operation.directory)
+        else:
+            await remove_item(operation.store, operation.directory, name)
         return b""
 
     primary = is_there and operation.processes.is_primary

@@ -33,6 +33,7 @@ from stowax._stores._base import join, read_bytes, resolve, walk
 from stowax.errors import (
     CheckpointableNotFoundError,
     CorruptCheckpointError,
+    DeletionInProgressError,
     InvalidLayoutError,
     InvalidNameError,
 )
@@ -286,6 +287,11 @@ async def _export(operation: Operation, directory: str, scratch: str) -> None:
 
 def not_found(checkpoint: OpenCheckpoint, name: str) -> CheckpointableNotFoundError:
     """The error for a name that no item of a checkpoint has."""
+    if name == checkpoint.deleting:
+        return DeletionInProgressError(
+            f"{checkpoint.path}: Orbax has begun to delete {name!r}, and has not "
+            f"finished. `delete(path, checkpointable_name={name!r})` finishes it"
+        )
     return CheckpointableNotFoundError(
         f"{checkpoint.path} holds no checkpointable {name!r}; it holds "
         f"{sorted(checkpoint.items)}"

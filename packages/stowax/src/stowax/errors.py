@@ -12,6 +12,9 @@ handle the other:
     │   ├── CheckpointNotFoundError      (FileNotFoundError)
     │   │   └── StepNotFoundError
     │   ├── CheckpointableNotFoundError  (KeyError)
+    │   │   ├── DeletionInProgressError      (RuntimeError)
+    │   │   └── NothingToDeleteError         (FileNotFoundError)
+    │   ├── DeletionRecoveryError        (RuntimeError)
     │   └── NotADirectoryLayoutError     (NotADirectoryError)
     ├── InvalidNameError             (ValueError, TypeError)
     ├── InvalidMetadataError         (ValueError, TypeError)
@@ -61,6 +64,8 @@ __all__ = [
     "DamageError",
     "DeadlineError",
     "DeletedArrayError",
+    "DeletionInProgressError",
+    "DeletionRecoveryError",
     "HandlerError",
     "HandlerNotFoundError",
     "HostMemoryError",
@@ -73,6 +78,7 @@ __all__ = [
     "LeafNotFoundError",
     "NoChecksumsError",
     "NotADirectoryLayoutError",
+    "NothingToDeleteError",
     "PeerFailedError",
     "ProcessesError",
     "RenameError",
@@ -132,6 +138,21 @@ class StepNotFoundError(CheckpointNotFoundError):
 
 class CheckpointableNotFoundError(InvalidLayoutError, KeyError):
     """The checkpoint holds no checkpointable of that name."""
+
+
+class DeletionInProgressError(CheckpointableNotFoundError, RuntimeError):
+    """Orbax began to delete the checkpointable, and has not finished.
+
+    `stowax.delete` with its name finishes it.
+    """
+
+
+class NothingToDeleteError(CheckpointableNotFoundError, FileNotFoundError):
+    """The checkpoint has no checkpointable of the name that is to be deleted."""
+
+
+class DeletionRecoveryError(InvalidLayoutError, RuntimeError):
+    """Orbax began to delete another checkpointable, and has not finished."""
 
 
 class NotADirectoryLayoutError(InvalidLayoutError, NotADirectoryError):

@@ -22,6 +22,7 @@ from stowax._runtime import Runtime
 from stowax.errors import (
     BackgroundSaveError,
     InvalidLayoutError,
+    NothingToDeleteError,
     StepAlreadyExistsError,
     StepNotFoundError,
     UnsupportedOptionError,
@@ -624,12 +625,27 @@ class TestDeleting:
         assert names_in(tmp_path) == []
 
     def test_one_checkpointable(self, place):
-        """What comes in a later release says so, and deletes nothing."""
+        """The step stays, with its metrics and all others."""
+        with Checkpointer(place / "run") as checkpointer:
+            parts = {"state": STATE, "optimizer": {"m": 1}}
+            checkpointer.save_checkpointables(1, parts, metrics={"loss": 2.0})
+
+            assert checkpointer.delete(1, checkpointable_name="optimizer") is True
+            assert checkpointer.latest.step == 1
+            assert list(checkpointer.load_checkpointables()) == ["state"]
+            assert checkpointer.metadata(1).metrics == {"loss": 2.0}
+            with pytest.raises(NothingToDeleteError):
+                checkpointer.delete(1, checkpointable_name="optimizer")
+            with pytest.raises(StepNotFoundError):
+                checkpointer.delete(2, checkpointable_name="optimizer")
+            with pytest.raises(InvalidLayoutError, match="nothing but"):
+                checkpointer.delete(1, checkpointable_name="state")
+
+    def test_cancel(self, place):
+        """What comes in a later release says so, and does nothing."""
         with Checkpointer(place / "run") as checkpointer:
             checkpointer.save(1, STATE)
 
-            with pytest.raises(UnsupportedOptionError, match="later release"):
-                checkpointer.delete(1, checkpointable_name="state")
             with pytest.raises(UnsupportedOptionError, match="later release"):
                 checkpointer.cancel()
             assert checkpointer.load()["n"] == 3

@@ -97,6 +97,8 @@ class OpenCheckpoint:
     commit_timestamp_nsecs: int | None = None
     custom_metadata: Mapping[str, Any] = field(default_factory=dict)
     metrics: Any = None
+    deleting: str | None = None
+    """An item that Orbax has begun to delete; it is not among the others."""
     guest_files: Mapping[str, Digest] = field(default_factory=dict)
     """Digests of files that no item manifest covers, by path below the checkpoint."""
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from stowax._formats._base import OpenCheckpoint
 from stowax._formats._orbax_item import (
     describe,
-    read_items,
+    item_directories,
+    read_deletion,
     read_metrics,
     read_root,
 )
@@ -51,12 +52,14 @@ class OrbaxV1Format:
                 f"it holds: {describe(entries)}."
             )
         root = await read_root(store, path)
+        deleting = await read_deletion(store, path, entries)
         return OpenCheckpoint(
             path=path,
-            items=await read_items(store, path, entries),
+            items=item_directories(path, entries, deleting),
             typestrs=root.typestrs,
             init_timestamp_nsecs=root.init_timestamp_nsecs,
             commit_timestamp_nsecs=root.commit_timestamp_nsecs,
             custom_metadata=root.custom_metadata,
             metrics=await read_metrics(store, path),
+            deleting=deleting,
         )

@@ -165,14 +165,21 @@ async def _open_arrays(
     return replace(said.manifest, leaves=await source.array_facts()), source
 
 
-async def read_items(
+async def read_deletion(
     store: Store, path: str, entries: Iterable[Entry]
+) -> str | None:
+    """The item that Orbax has begun to delete, if there is one."""
+    if not any(entry.name == DELETION_DOCUMENT for entry in entries):
+        return None
+    data = await read_bytes(store, f"{path}/{DELETION_DOCUMENT}")
+    return decode_deletion(data, path=path)
+
+
+def item_directories(
+    path: str, entries: Iterable[Entry], deleting: str | None
 ) -> dict[str, str]:
     """Name and directory of every item; one that is being deleted is gone already."""
-    hidden = set(RESERVED_NAMES)
-    if any(entry.name == DELETION_DOCUMENT for entry in entries):
-        data = await read_bytes(store, f"{path}/{DELETION_DOCUMENT}")
-        hidden.add(decode_deletion(data, path=path))
+    hidden = {*RESERVED_NAMES, deleting}
     return {
         entry.name: f"{path}/{entry.name}"
         for entry in entries

@@ -179,6 +179,17 @@ def decode_root(data: bytes, *, path: str = "") -> RootDocument:
     )
 
 
+def without_handler(data: bytes, name: str) -> bytes:
+    """`_CHECKPOINT_METADATA` as it was, but for the handler of one item."""
+    try:
+        document = json.loads(data)
+        handlers = document["item_handlers"]
+        document["item_handlers"] = {k: v for k, v in handlers.items() if k != name}
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return data  # It says nothing of handlers, see `decode_root`.
+    return json.dumps(document).encode()
+
+
 def decode_deletion(data: bytes, *, path: str) -> str:
     """The item that `_CHECKPOINT_DELETION` says is being deleted.
 

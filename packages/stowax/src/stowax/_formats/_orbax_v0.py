@@ -14,7 +14,8 @@ from stowax._formats._base import ITEM_DOCUMENT, OpenCheckpoint
 from stowax._formats._orbax_item import (
     AGGREGATE_DOCUMENT,
     describe,
-    read_items,
+    item_directories,
+    read_deletion,
     read_metrics,
     read_root,
 )
@@ -67,7 +68,10 @@ class OrbaxV0Format:
         await _check_level(store, path, entries, names)
         root = await read_root(store, path)
         is_direct = root.is_direct or _is_item(names)
-        items = {"": path} if is_direct else await read_items(store, path, entries)
+        deleting = await read_deletion(store, path, entries)
+        items = {"": path}
+        if not is_direct:
+            items = item_directories(path, entries, deleting)
         metrics = None if is_direct else await read_metrics(store, path)
         if not items and metrics is None:
             raise InvalidLayoutError(
@@ -81,6 +85,7 @@ class OrbaxV0Format:
             commit_timestamp_nsecs=root.commit_timestamp_nsecs,
             custom_metadata=root.custom_metadata,
             metrics=metrics,
+            deleting=deleting,
         )
 
 

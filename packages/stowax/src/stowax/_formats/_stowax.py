@@ -114,6 +114,31 @@ def decode_seal(data: bytes) -> Seal:
         raise CorruptCheckpointError(f"it is no seal: {error}") from error
 
 
+def without_item(data: bytes, name: str, root: bytes) -> bytes:
+    """The seal of a checkpoint as it was, but for one item.
+
+    Args:
+        data: The seal.
+        name: The item.
+        root: What stands at the root instead.
+
+    Raises:
+        CorruptCheckpointError: See `decode_seal`.
+    """
+    sealed = decode_seal(data)
+
+    def others(digests: Mapping[str, Digest]) -> dict[str, Digest]:
+        return {k: v for k, v in digests.items() if not k.startswith(f"{name}/")}
+
+    documents = {**sealed.documents, _orbax_json.ROOT_DOCUMENT: digest(root)}
+    return encode_seal(
+        layout="composite",
+        documents=documents,
+        manifests=others(sealed.manifests),
+        guests=others(sealed.guests),
+    )
+
+
 class StowaxFormat:
     """Reads what this library wrote."""
 

@@ -74,13 +74,16 @@ class Store(Protocol):
         """Whether bytes travel over a network, so that fewer of them are faster."""
         ...
 
-    async def make_directory(self, path: str, *, mode: int | None = None) -> None:
+    async def make_directory(
+        self, path: str, *, mode: int | None = None, like: str | None = None
+    ) -> None:
         """Makes a directory and its parents; fine when it exists.
 
         Args:
             path: Where.
             mode: Permission bits of the directory itself, whatever the umask says; None
                 leaves them as usual. Without meaning where `has_directories` is false.
+            like: Another directory, whose permission bits it gets instead.
         """
         ...
 
@@ -105,6 +108,18 @@ class Store(Protocol):
 
         After a failure nothing is left at the path; after a cancellation nothing, or
         the whole file.
+        """
+        ...
+
+    async def link(self, source: str, target: str) -> None:
+        """Makes a file appear at a second path as well, and directories above it.
+
+        It is the same file, or a copy of it, as durable as the first: only the names in
+        the directories still have to be synced. Neither goes when the other is deleted.
+
+        Raises:
+            FileExistsError: Something is at `target`; it is untouched.
+            FileNotFoundError: No file is at `source`.
         """
         ...
 

@@ -117,8 +117,14 @@ class LocalStore:
     def local_path(self, path: str) -> pathlib.Path:
         return pathlib.Path(path)
 
-    async def make_directory(self, path: str, *, mode: int | None = None) -> None:
-        await on_worker(self._make_directory, path, mode)
+    async def make_directory(
+        self, path: str, *, mode: int | None = None, like: str | None = None
+    ) -> None:
+        def make() -> None:
+            bits = mode if like is None else stat.S_IMODE(os.stat(like).st_mode)
+            self._make_directory(path, bits)
+
+        await on_worker(make)
 
     async def write(
         self, path: str, pieces: Pieces, *, size_bytes: int | None = None
@@ -133,6 +139,13 @@ class LocalStore:
             _write_file(path, pieces, size_bytes)
 
         await on_worker(write)
+
+    async def link(self, source: str, target: str) -> None:
+        def link() -> None:
+            self._make_directory(posixpath.dirname(target))
+            _link(source, target)
+
+        await on_worker(link)
 
     async def read_into(self, path: str, offset_bytes: int, buffer: Buffer) -> None:
         await on_worker(_read_range, path, offset_bytes, byte_view(buffer))
@@ -336,6 +349,21 @@ async def _write_awaited(
         for file in opened:
             await until_ended(file.discard)
         raise
+
+
+def _link(source: str, target: str) -> None:
+    """Gives a file a second name; where there are no links, a durable copy."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        # Too many names, another file system, or one without links.
+        lacking = (errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP)
+        if error.errno not in (*lacking, errno.ENOSYS):
+            raise
+        with open(source, "rb", buffering=0, opener=open_to_read) as file:
+            _write_file(target, iter(lambda: file.read(_WRITE_BACK_BYTES), b""))
+        shutil.copymode(source, target)
+        _sync([target])
 
 
 def _write_group(file: int, group: list[memoryview]) -> None:

@@ -87,8 +87,10 @@ class MemoryStore:
     def local_path(self, path: str) -> None:
         return None
 
-    async def make_directory(self, path: str, *, mode: int | None = None) -> None:
-        del mode
+    async def make_directory(
+        self, path: str, *, mode: int | None = None, like: str | None = None
+    ) -> None:
+        del mode, like
         with self._lock:
             self._make_directory(path)
 
@@ -113,6 +115,19 @@ class MemoryStore:
                 with self._lock:
                     if parent.children.get(name) is file:
                         del parent.children[name]
+
+    async def link(self, source: str, target: str) -> None:
+        parent_path, name = _split(target)
+        with self._lock:
+            file = self._find(source)
+            if file is None:
+                raise missing(source)
+            if isinstance(file, _Directory):
+                raise no_file(source)
+            parent = self._make_directory(parent_path)
+            if name in parent.children:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+            parent.children[name] = file
 
     async def read_into(self, path: str, offset_bytes: int, buffer: Buffer) -> None:
         view = byte_view(buffer)

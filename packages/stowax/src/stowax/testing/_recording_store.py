@@ -80,15 +80,21 @@ class RecordingStore:
     def local_path(self, path: str) -> pathlib.Path | None:
         return self._store.local_path(path)
 
-    async def make_directory(self, path: str, *, mode: int | None = None) -> None:
+    async def make_directory(
+        self, path: str, *, mode: int | None = None, like: str | None = None
+    ) -> None:
         with self._recording("make_directory", path):
-            await self._store.make_directory(path, mode=mode)
+            await self._store.make_directory(path, mode=mode, like=like)
 
     async def write(
         self, path: str, pieces: Pieces, *, size_bytes: int | None = None
     ) -> None:
         with self._recording("write", path):
             await self._store.write(path, pieces, size_bytes=size_bytes)
+
+    async def link(self, source: str, target: str) -> None:
+        with self._recording("link", target, source):
+            await self._store.link(source, target)
 
     async def read_into(self, path: str, offset_bytes: int, buffer: Buffer) -> None:
         size_bytes = memoryview(buffer).nbytes
@@ -150,7 +156,9 @@ def durability_faults(calls: Sequence[Call]) -> list[str]:
         One sentence per fault, none when everything published is durable.
     """
     syncs = [call for call in calls if call.operation == "sync"]
-    changes = [call for call in calls if call.operation in ("write", "make_directory")]
+    changes = [
+        call for call in calls if call.operation in ("write", "make_directory", "link")
+    ]
     faults: list[str] = []
     for publish in (call for call in calls if call.operation == "publish"):
         draft, final = publish.paths
@@ -175,6 +183,8 @@ def _last_changes(draft: str, changes: Sequence[Call], publish: Call) -> dict[st
     last: dict[str, int] = {}
     for call in changes:
         path = call.paths[0]
+        if call.operation == "link":  # What it names is durable.
+            path = posixpath.dirname(path)
         # A new name changes the directory that holds it, up to one that was there.
         while (
             call.began < publish.began

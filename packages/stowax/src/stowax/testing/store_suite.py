@@ -228,6 +228,24 @@ class StoreSuite:
         (entry,) = asyncio.run(store.list(f"{root}/{name}"))
         assert entry.name == name
 
+    def test_link(self, store: Store, root: str) -> None:
+        """A second name has the same bytes, and outlives the first."""
+        source, target = f"{root}/a/file", f"{root}/b/c/other"
+
+        async def scenario() -> None:
+            await store.write(source, [b"content"])
+            await store.link(source, target)
+            both = await _tree_of(store, root)
+            assert both == {source: b"content", target: b"content"}
+            with pytest.raises(FileExistsError):
+                await store.link(source, target)
+            await store.delete(source)
+            assert await _tree_of(store, root) == {target: b"content"}
+            with pytest.raises(FileNotFoundError):
+                await store.link(source, f"{root}/third")
+
+        asyncio.run(scenario())
+
     def test_reads_ranges(self, store: Store, root: str) -> None:
         """Any range of a file fills a buffer of that length, none other."""
         content = bytes(range(200))

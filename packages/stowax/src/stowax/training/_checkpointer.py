@@ -18,7 +18,6 @@ from etils import epath
 from stowax._composite import RootFacts
 from stowax._context import Context, current_context
 from stowax._custom_metadata import json_object
-from stowax._delete import refuse_name
 from stowax._handlers._registry import STATE_NAME
 from stowax._inspect import checkpointables_metadata, metadata
 from stowax._load import load, load_checkpointables
@@ -372,7 +371,7 @@ class Checkpointer:
         checkpointable_name: str | None = None,
         missing_ok: bool = False,
     ) -> bool:
-        """Deletes a step, whatever the preservation policy says.
+        """Deletes a step, or one checkpointable of it, whatever policies say.
 
         Waits for the save that is under way. See `stowax.delete`.
 
@@ -381,6 +380,7 @@ class Checkpointer:
 
         Raises:
             StepNotFoundError: There is no such step, and `missing_ok` is false.
+            NothingToDeleteError: The step has no such checkpointable.
         """
         return self.delete_async(
             step, checkpointable_name=checkpointable_name, missing_ok=missing_ok
@@ -394,9 +394,10 @@ class Checkpointer:
         missing_ok: bool = False,
     ) -> AsyncResponse[bool]:
         """Deletes a step in the background; it leaves `checkpoints` at once."""
-        refuse_name(checkpointable_name)
         check_flags(missing_ok=missing_ok)
-        return self._run.start_delete(check_step(step), missing_ok=missing_ok)
+        return self._run.start_delete(
+            check_step(step), checkpointable_name, missing_ok=missing_ok
+        )
 
     def cancel(self, step: int | CheckpointMetadata[Any] | None = None) -> None:
         """Not built yet: a save that has begun goes on to its end.

@@ -341,18 +341,19 @@ class Run:
                 raise
         return respond(self.runtime, future, what=f"load of {found.path}")
 
-    def start_delete(self, step: int, *, missing_ok: bool) -> Pending:
-        """Deletes a step in the background."""
+    def start_delete(self, step: int, name: str | None, *, missing_ok: bool) -> Pending:
+        """Deletes a step, or one checkpointable of it, in the background."""
         self.wait()
         path = self._path_of(step)
         with self._context:
             try:
                 runtime, future = start_delete(
-                    path, missing_ok=missing_ok, is_step=True
+                    path, name, missing_ok=missing_ok, is_step=True
                 )
             except CheckpointNotFoundError as error:
                 raise self._no_step(step) from error
-        self._steps.take_off([step])
+        if name is None:
+            self._steps.take_off([step])
         response = respond(runtime, future, what=f"deletion of {path}")
         self._pending = Pending(future, response, saving=None)
         return self._pending
