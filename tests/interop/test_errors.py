@@ -10,6 +10,7 @@ the situation says why we do not follow.
 
 import asyncio
 import gc
+import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -88,6 +89,20 @@ def saved(ocp: Any, directory: Path) -> Path:
     path = directory / "checkpoint"
     ocp.save(path, {**STATE, "a": jnp.asarray(STATE["a"])})
     return path
+
+
+def begin_deletion(path: Path, name: str) -> None:
+    """What Orbax writes before it deletes one checkpointable."""
+    before = json.loads((path / "_CHECKPOINT_METADATA").read_text())
+    handlers = {k: v for k, v in before["item_handlers"].items() if k != name}
+    record = {
+        "checkpointable_name": name,
+        "destination": None,
+        "operation_id": "0" * 32,
+        "original_metadata": before,
+        "updated_metadata": before | {"item_handlers": handlers},
+    }
+    (path / "_CHECKPOINT_DELETION").write_text(json.dumps(record))
 
 
 # --- saving ---------------------------------------------------------------------------
@@ -456,6 +471,35 @@ def _(ocp, directory):
 @looking("a part of a checkpoint", looks=["delete"])
 def _(ocp, directory):
     return saved(ocp, directory) / "state"
+
+
+@situation("`delete`: there is no such checkpointable")
+def _(ocp, directory):
+    ocp.delete(saved(ocp, directory), checkpointable_name="other")
+
+
+@situation("`delete`: the only checkpointable")
+def _(ocp, directory):
+    ocp.delete(saved(ocp, directory), checkpointable_name="state")
+
+
+@situation("`delete`: what cannot be the name of a checkpointable")
+def _(ocp, directory):
+    ocp.delete(saved(ocp, directory), checkpointable_name="a/b")
+
+
+@situation("`load`: a checkpointable that is being deleted")
+def _(ocp, directory):
+    v1.save_checkpointables(directory / "checkpoint", {"a": STATE, "b": STATE})
+    begin_deletion(directory / "checkpoint", "a")
+    ocp.load(directory / "checkpoint", checkpointable_name="a")
+
+
+@situation("`delete`: another checkpointable is being deleted")
+def _(ocp, directory):
+    v1.save_checkpointables(directory / "checkpoint", {"a": STATE, "b": STATE})
+    begin_deletion(directory / "checkpoint", "a")
+    ocp.delete(directory / "checkpoint", checkpointable_name="b")
 
 
 # --- options, trees and registries ----------------------------------------------------
