@@ -10,6 +10,7 @@ import asyncio
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,6 +49,10 @@ from stowax.errors import (
     UnsupportedLeafError,
     UnsupportedOptionError,
 )
+
+_logger = logging.getLogger("stowax")
+
+_LOANS = ".loans"
 
 
 def stage_tensors(
@@ -188,7 +193,8 @@ class _Work:
         )
         draft = operation.directory
         self._paths = [draft if is_file else join(draft, name) for name in layout.names]
-        self._loans = f"{draft}.loans"
+        # No longer than a draft, whose length has been checked.
+        self._loans = draft[: -len(_LOANS)] + _LOANS
         self._writing: EngineTask[None] | None = None
         specs = [tensor.spec for file in plan.files for tensor in file.tensors]
         if (report := operation.report) is not None:
@@ -266,9 +272,16 @@ class _Work:
         await operation.store.sync([path])
 
     async def forget_loans(self) -> None:
-        """Deletes what processes have lent each other; again, does nothing."""
-        if self._layout.plan.has_loans and self._operation.processes.is_primary:
+        """Deletes what processes have lent each other; again, does nothing.
+
+        What cannot be deleted does no harm, and bears the name of a draft.
+        """
+        if not self._layout.plan.has_loans or not self._operation.processes.is_primary:
+            return
+        try:
             await self._operation.store.delete(self._loans)
+        except Exception as error:  # noqa: BLE001 the save is over, well or not
+            _logger.warning("could not remove %s: %s", self._loans, error)
 
     @property
     def _is_shared(self) -> bool:
@@ -288,9 +301,11 @@ class _Work:
 
 
 def _only_state(checkpointables: Mapping[str, Any]) -> Any:
-    if set(checkpointables) == {STATE_NAME}:
-        return checkpointables[STATE_NAME]
-    found = ", ".join(map(repr, checkpointables)) or "none"
+    found = f"{checkpointables!r:.80}"
+    if isinstance(checkpointables, Mapping):
+        if set(checkpointables) == {STATE_NAME}:
+            return checkpointables[STATE_NAME]
+        found = ", ".join(map(repr, checkpointables)) or "none"
     raise UnsupportedOptionError(
         "a safetensors checkpoint is one tree, and has no checkpointables with names; "
         f"found {found}. Call `save(path, state)` without `checkpointable_name`, or "

@@ -111,7 +111,7 @@ class TensorWriter:
                 # Who asks for the next piece has done with this one.
                 self.moved(box.size * spec.dtype.itemsize)
             self.source.written(unit)
-            if self.tally is not None:
+            if self.tally is not None and spec.size_bytes:
                 self.tally.arrived([(spec.leaf, spec.size_bytes)])
 
     async def _lent(self) -> AsyncGenerator[np.ndarray]:

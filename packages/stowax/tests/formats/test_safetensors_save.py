@@ -364,11 +364,7 @@ class TestRefused:
 
     def test_names_of_checkpointables(self, tmp_path):
         """There is one tree, and nowhere to keep its name."""
-        for checkpointables in (
-            {"model": {}},
-            {"state": {}, "more": {}},
-            {},
-        ):
+        for checkpointables in ({"model": {}}, {"state": {}, "more": {}}, {}, 5):
             with context(), pytest.raises(UnsupportedOptionError, match="one tree"):
                 stowax.save_checkpointables(tmp_path / "c", checkpointables)
         assert list(tmp_path.iterdir()) == []
@@ -661,6 +657,7 @@ def test_events(tmp_path):
     """Bytes and leaves are told as in any save."""
     heard = []
     state = {"a": np.zeros(MIB, np.uint8), "b": np.zeros(10, np.uint8)}
+    state["empty"] = np.zeros((0, 3))
     with stowax.events.subscribe(heard.append, leaves=True), context():
         stowax.save(tmp_path / "m.safetensors", state)
 
