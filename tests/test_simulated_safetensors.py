@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import stowax
 from stowax._stores._base import read_bytes, walk
+from stowax._tree_values import TreeValues
 from stowax.errors import ProcessesError, StowaxError, UnsupportedLeafError
 from stowax.testing import (
     MemoryStore,
@@ -47,13 +48,14 @@ def state():
     return HOST | arrays
 
 
-def in_every(cluster, store, function, **sizes):
+def in_every(cluster, store, function, *, memory_bytes=None, **sizes):
     """Calls `function(index)` in every process, in a Context of its own."""
 
     def call(index):
         with stowax.Context(
             runtime=cluster.runtimes[index],
             file=stowax.options.FileOptions(store=store),
+            memory=stowax.options.MemoryOptions(write_concurrent_bytes=memory_bytes),
             checkpoint_layout="safetensors",
             safetensors=stowax.options.SafetensorsOptions(**sizes),
         ):
@@ -127,14 +129,15 @@ def test_what_is_held_by_all_is_not_lent(cluster):
     assert [call.operation for call in store.calls].count("write") == 1
 
 
-def test_in_the_background(cluster):
-    """Each process goes on when its own values are safe."""
+@pytest.mark.parametrize("memory_bytes", [None, 1000])
+def test_in_the_background(cluster, memory_bytes):
+    """Each process goes on when its own values are safe, part after part if need be."""
     store, saved = MemoryStore(), state()
 
     def save(index):
         stowax.save_async("/models/m.safetensors", saved).result()
 
-    in_every(cluster, store, save)
+    in_every(cluster, store, save, memory_bytes=memory_bytes)
 
     assert_is_saved(safetensors.numpy.load(files_in(store)["/models/m.safetensors"]))
 
@@ -176,6 +179,27 @@ def test_trees_that_differ(cluster):
             mine["more"] = np.zeros(3)
         with pytest.raises(ProcessesError, match="0 and 5 differ"):
             stowax.save("/models/m.safetensors", mine)
+
+    in_every(cluster, store, save)
+
+    assert files_in(store) == {}
+
+
+def test_one_that_cannot_bring_it_to_the_host(cluster, monkeypatch):
+    """The others hear why, and do not wait for what never comes."""
+    store, saved = MemoryStore(), state()
+    fetch = TreeValues.fetch
+
+    def fail(self, *arguments, **options):
+        if self.processes.index == 2:
+            raise MemoryError("no memory in process 2")
+        return fetch(self, *arguments, **options)
+
+    monkeypatch.setattr(TreeValues, "fetch", fail)
+
+    def save(index):
+        with pytest.raises((MemoryError, StowaxError), match="no memory in process 2"):
+            stowax.save("/models/m.safetensors", saved)
 
     in_every(cluster, store, save)
 

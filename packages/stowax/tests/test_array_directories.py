@@ -22,6 +22,8 @@ from sample_trees import (
 
 import stowax
 from stowax._array_directories import check_array_names
+from stowax._codecs._item_manifest import decode_part
+from stowax._plan._spans import plan_checks
 from stowax._runtime import Runtime
 from stowax.errors import CorruptCheckpointError, DamageError, InvalidNameError
 from stowax.testing import MemoryStore
@@ -156,6 +158,19 @@ def test_a_flipped_bit_anywhere(tmp_path, use_zarr3):
             finally:
                 (tmp_path / "c" / name).write_bytes(data)
             assert differences(saved, loaded) == []
+
+
+@pytest.mark.parametrize("use_zarr3", [True, False])
+def test_what_a_verification_compares(tmp_path, use_zarr3):
+    """The count that it announces is that of the bytes it looks at."""
+    with context(False, use_zarr3):
+        stowax.save(tmp_path / "c", {"a": bits("int8", (10,)), "b": bits("int8", (3,))})
+    table = decode_part((tmp_path / "c/state/stowax.chunks.0").read_bytes())
+
+    (check,) = plan_checks(table, {0})
+    compared_bytes = sum(span.end_bytes - span.begin_bytes for span in check.spans())
+
+    assert check.compared_bytes == compared_bytes == (14 if use_zarr3 else 10)
 
 
 def test_leaf_by_leaf(tmp_path):

@@ -35,7 +35,7 @@ def saved(directory):
     runtime = Runtime(clock_nsecs=lambda: 1_700_000_000_000_000_000)
     path = pathlib.Path(directory) / "example"
     # Drafts and databases have names of their own, by chance.
-    fixed = mock.patch.object(uuid, "uuid4", lambda: uuid.UUID(int=7))
+    fixed = mock.patch.object(uuid, "uuid4", return_value=uuid.UUID(int=7))
     with fixed, stowax.Context(runtime=runtime):
         stowax.save(path, STATE, custom_metadata={"made": "by hand"})
     runtime.close()

@@ -145,6 +145,7 @@ def _stage(
 
     async def finish() -> None:
         try:
+            await work.lent()
             await commit(
                 operation,
                 location,
@@ -195,6 +196,7 @@ class _Work:
         self._paths = [draft if is_file else join(draft, name) for name in layout.names]
         # No longer than a draft, whose length has been checked.
         self._loans = draft[: -len(_LOANS)] + _LOANS
+        self._lending: EngineTask[None] | None = None
         self._writing: EngineTask[None] | None = None
         specs = [tensor.spec for file in plan.files for tensor in file.tensors]
         if (report := operation.report) is not None:
@@ -223,7 +225,8 @@ class _Work:
             lines = "\n".join(f"  {line}" for line in self._layout.narrowed)
             warn(f"Context.array.saving: dtypes asked for lose values of:\n{lines}")
         await operation.in_time(self.staging.stage_first())
-        self._writing = operation.submit(self._write())
+        self._lending = operation.submit(self._lend_together())
+        self._writing = operation.submit(self._write(self._lending))
         self._writing.future.add_done_callback(lambda _: self.staging.close())
         await operation.in_time(self.staging.stage_rest())
         if operation.remaining_secs() <= 0:
@@ -232,15 +235,22 @@ class _Work:
 
     async def give_up(self, error: BaseException) -> None:
         """Ends what has begun; the others hear of it, unless there is no time."""
-        is_told = self._writing is not None or not isinstance(error, Exception)
         await self._operation.stop()
         try:
-            if not is_told and self._is_shared:
-                assert isinstance(error, Exception)
+            if self._lending is None and isinstance(error, Exception):
                 await self._operation.agree("lent", error)
         finally:
             await self.forget_loans()
             await abandon(self._operation)
+
+    async def lent(self) -> None:
+        """Waits until all processes have lent what they do; fails in all alike."""
+        assert self._lending is not None  # It was staged.
+        try:
+            await asyncio.wrap_future(self._lending.future)
+        except BaseException:  # A cancellation too; raised again.
+            await abandon(self._operation)
+            raise
 
     async def finish(self) -> bytes:
         """Waits until everything of this process is written, durably."""
@@ -283,21 +293,18 @@ class _Work:
         except Exception as error:  # noqa: BLE001 the save is over, well or not
             _logger.warning("could not remove %s: %s", self._loans, error)
 
-    @property
-    def _is_shared(self) -> bool:
-        return self._operation.processes.count > 1
+    async def _lend_together(self) -> None:
+        async def lend() -> bytes:
+            await self._writer.lend()
+            return _structure(self._layout)
 
-    async def _write(self) -> None:
         operation = self._operation
-        if self._is_shared:
-            lent = await operation.attempt(self._lend())
-            told = await operation.agree("lent", lent)
-            _check_alike(told)
-        await self._writer.write(self._paths, self._layout.headers)
+        told = await operation.agree("lent", await operation.attempt(lend()))
+        _check_alike(told)
 
-    async def _lend(self) -> bytes:
-        await self._writer.lend()
-        return _structure(self._layout)
+    async def _write(self, lending: EngineTask[None]) -> None:
+        await lending
+        await self._writer.write(self._paths, self._layout.headers)
 
 
 def _only_state(checkpointables: Mapping[str, Any]) -> Any:

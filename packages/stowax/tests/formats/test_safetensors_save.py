@@ -20,6 +20,7 @@ import stowax
 from stowax._runtime import Runtime
 from stowax._stores._local import LocalStore
 from stowax.errors import (
+    BackgroundSaveError,
     CheckpointExistsError,
     DeadlineError,
     InvalidMetadataError,
@@ -552,6 +553,33 @@ class TestInTheBackground:
 
         assert asyncio.run(store.list("/")) == ()
 
+    def test_an_earlier_failure(self, runtime):
+        """Who did not ask for the result of a save hears of it in the next."""
+        store = GatedStore(failure=OSError(28, "No space left on device"))
+        file = stowax.options.FileOptions(store=store)
+        with context(file=file, runtime=runtime):
+            stowax.save_async("/a.safetensors", {"w": np.ones(2)})
+            store.gate.set()
+            runtime.finish()
+            with pytest.raises(BackgroundSaveError, match="No space left"):
+                stowax.save("/b.safetensors", {"w": np.ones(2)})
+
+    def test_interrupted_before_it_is_written(self, runtime, monkeypatch):
+        """Nothing stays taken of the memory for it, and no draft."""
+        file = stowax.options.FileOptions(store=MemoryStore())
+
+        def submit(self, coroutine):
+            coroutine.close()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("stowax._operation.Operation.submit", submit)
+        with context(file=file, runtime=runtime), pytest.raises(KeyboardInterrupt):
+            stowax.save_async("/m.safetensors", {"w": np.ones(2)})
+
+        assert runtime.staging_budget.peak_bytes > 0
+        assert runtime.staging_budget.taken_bytes == 0
+        assert asyncio.run(file.store.list("/")) == ()
+
     def test_interrupted(self, runtime, monkeypatch):
         """Who is interrupted while it stages leaves nothing."""
         file = stowax.options.FileOptions(store=MemoryStore())
@@ -577,14 +605,17 @@ class TestInTheBackground:
 
 
 class GatedStore(MemoryStore):
-    """Begins to write when the gate is open."""
+    """Begins to write, or fails to, when the gate is open."""
 
-    def __init__(self):
+    def __init__(self, failure=None):
         super().__init__()
         self.gate = threading.Event()
+        self.failure = failure
 
     async def write(self, path, pieces, *, size_bytes=None):
         await wait_for(self.gate)
+        if self.failure is not None:
+            raise self.failure
         await super().write(path, pieces, size_bytes=size_bytes)
 
 

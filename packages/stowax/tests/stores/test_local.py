@@ -13,9 +13,14 @@ import warnings
 
 import pytest
 
-from stowax._stores._base import REPLACEMENT_SUFFIX, format_replacement, resolve
+from stowax._stores._base import (
+    REPLACEMENT_SUFFIX,
+    format_replacement,
+    read_bytes,
+    resolve,
+)
 from stowax._stores._local import LocalStore, _write_group
-from stowax.errors import SaveError
+from stowax.errors import CheckpointExistsError, SaveError
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 
@@ -489,3 +494,35 @@ def test_where_no_directory_can_be_made():
     """A file system that finds no name at all ends the search for a parent."""
     with pytest.raises(FileNotFoundError, match="/proc/nope"):
         asyncio.run(LocalStore().make_directory("/proc/nope/x"))
+
+
+def test_a_file_that_somebody_else_has_just_published(tmp_path, monkeypatch):
+    """Without `renameat2`, too, a file that was not there before is not buried."""
+    store = LocalStore(can_exchange=False)
+    draft, final = f"{tmp_path}/m.tmp", f"{tmp_path}/m"
+    asyncio.run(store.write(draft, [b"new"]))
+    asyncio.run(store.write(final, [b"old"]))
+    exists = os.path.lexists
+    monkeypatch.setattr(os.path, "lexists", lambda p: p != final and exists(p))
+
+    with pytest.raises(CheckpointExistsError):
+        asyncio.run(store.publish(draft, final, replace=False))
+
+    assert asyncio.run(read_bytes(store, final)) == b"old"
+    assert asyncio.run(read_bytes(store, draft)) == b"new"
+
+
+def test_more_than_was_announced_is_not_written(tmp_path):
+    """What does not fit the announcement ends the write, and not only its end."""
+    made = []
+
+    def pieces():
+        for number in range(9):
+            made.append(number)
+            yield bytes(2 << 20)
+
+    with pytest.raises(SaveError, match="more"):
+        asyncio.run(
+            LocalStore().write(f"{tmp_path}/file", pieces(), size_bytes=3 << 20)
+        )
+    assert made == [0, 1]
