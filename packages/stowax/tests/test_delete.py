@@ -9,6 +9,7 @@ import pytest
 from sample_trees import differences
 
 import stowax
+from stowax._stores._base import REPLACEMENT_SUFFIX, format_replacement
 from stowax.errors import (
     CheckpointableNotFoundError,
     CheckpointNotFoundError,
@@ -206,6 +207,18 @@ class TestOneCheckpointable:
         with stowax.Context(file=stowax.options.FileOptions(store=memory)):
             loaded = stowax.load_checkpointables("/runs/checkpoint")
         assert differences(PARTS, loaded) == []
+
+    def test_after_a_replacement_that_was_interrupted(self, tmp_path):
+        """The checkpoint is found under the name that it was about to lose."""
+        path, draft = tmp_path / "c", "c.orbax-checkpoint-tmp-1"
+        stowax.save_checkpointables(path, PARTS)
+        record = path.with_name(path.name + REPLACEMENT_SUFFIX)
+        record.write_bytes(format_replacement(draft))
+        path.rename(path.with_name(draft))
+
+        assert stowax.delete(path, checkpointable_name="step") is True
+        assert sorted(stowax.load_checkpointables(path)) == ["model", "optimizer"]
+        assert os.listdir(tmp_path) == ["c"]
 
     def test_several_processes(self):
         """All of them call it, and one does it."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import stowax
+from stowax._stores._base import REPLACEMENT_SUFFIX, format_replacement
 from stowax.errors import CheckpointExistsError, InvalidArgumentError
 
 
@@ -19,6 +20,53 @@ def test_what_is_no_checkpoint_is_not_replaced(tmp_path, name):
 
     assert file.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def interrupt_replacement(path):
+    """Brings a checkpoint to where a writer leaves it who dies while he replaces it.
+
+    On a system that cannot exchange two directories, between the second step and the
+    third.
+    """
+    draft = path.with_name(f"{path.name}.orbax-checkpoint-tmp-1")
+    record = path.with_name(path.name + REPLACEMENT_SUFFIX)
+    record.write_bytes(format_replacement(draft.name))
+    path.rename(draft)
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "m.safetensors"])
+def test_readers_follow_an_interrupted_replacement(tmp_path, name):
+    """Whatever looks at the path finds the new checkpoint, and changes nothing."""
+    path, state = tmp_path / name, {"x": np.arange(3)}
+    layout = "safetensors" if name.endswith("s") else "orbax"
+    with stowax.Context(checkpoint_layout=layout):
+        stowax.save(path, state)
+    interrupt_replacement(path)
+    before = sorted(entry.name for entry in tmp_path.iterdir())
+
+    assert stowax.load(path)["x"].tolist() == [0, 1, 2]
+    assert stowax.load(path, state)["x"].tolist() == [0, 1, 2]
+    assert stowax.load_leaf(path, "x").tolist() == [0, 1, 2]
+    assert stowax.metadata(path).metadata["x"].shape == (3,)
+    assert str(stowax.preview_load(path, state))
+    if layout == "orbax":
+        assert stowax.load_checkpointables(path)["state"]["x"].tolist() == [0, 1, 2]
+        assert not stowax.verify(path).damages
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == before
+
+
+def test_the_next_writer_completes_a_replacement(tmp_path):
+    """It takes the place of the new one, and nothing is left over."""
+    path = tmp_path / "checkpoint"
+    stowax.save(path, {"x": 1})
+    interrupt_replacement(path)
+
+    with pytest.raises(CheckpointExistsError):
+        stowax.save(path, {"x": 2})
+    stowax.save(path, {"x": 2}, overwrite=True)
+
+    assert stowax.load(path) == {"x": 2}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_run_is_not_replaced(tmp_path):

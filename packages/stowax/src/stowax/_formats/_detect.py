@@ -42,14 +42,15 @@ async def open_checkpoint(store: Store, path: str, *, verify: bool) -> OpenCheck
         InvalidLayoutError: It is no checkpoint, or an incomplete one.
         CorruptCheckpointError: It is damaged.
     """
-    path = await resolve(store, path)
+    asked, path = path, await resolve(store, path)
     entry = await store.stat(path)
     if entry is None:
         raise CheckpointNotFoundError(
             f"nothing is at {path}{await _drafts_beside(store, path)}"
         )
-    _refuse_unfinished(path)
-    if not entry.is_directory and not path.endswith(SUFFIX):
+    # By the name that was asked for: what is resolved may be a draft, and whole.
+    _refuse_unfinished(asked)
+    if not entry.is_directory and not asked.endswith(SUFFIX):
         raise NotADirectoryLayoutError(
             f"{path} is a file; a checkpoint is a directory, or a {SUFFIX} file"
         )
@@ -127,9 +128,9 @@ async def open_tree(
     entry = await store.stat(path)
     if entry is None:
         raise CheckpointNotFoundError(f"nothing is at {path}")
-    names = [path]
-    if entry.is_directory:
-        names = [child.name for child in await store.list(path)]
+    if not entry.is_directory:
+        return await _safetensors.open_tree(store, path)
+    names = [child.name for child in await store.list(path)]
     if ITEM_DOCUMENT not in names and any(name.endswith(SUFFIX) for name in names):
         return await _safetensors.open_tree(store, path)
     return await _orbax_item.open_tree(

@@ -51,12 +51,15 @@ class SafetensorsFormat:
         return False
 
     async def recognises(self, store: Store, path: str) -> bool:
-        """Whether it is such a file, or a directory that holds some."""
+        """Whether it is a directory that holds such files, or a file: no other is one.
+
+        The name of a file says nothing here: it may be that of a draft, see `resolve`.
+        """
         entry = await store.stat(path)
         if entry is None:
             return False
         if not entry.is_directory:
-            return path.endswith(SUFFIX)
+            return True
         return any(child.name.endswith(SUFFIX) for child in await store.list(path))
 
     async def open(self, store: Store, path: str, *, verify: bool) -> OpenCheckpoint:

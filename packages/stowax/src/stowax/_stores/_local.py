@@ -3,8 +3,9 @@
 This is the only module that opens files of a checkpoint for writing, syncs, renames or
 removes them. Every blocking call runs on the workers of the running loop.
 
-Publishing is one rename. Replacing exchanges the two directories where the kernel and
-the file system can. Elsewhere it takes four steps, each durable before the next:
+Publishing is one rename, and so is replacing a file by a file. Replacing a directory
+exchanges the two where the kernel and the file system can. Elsewhere it takes four
+steps, each durable before the next:
 
     1. a record beside ``final`` names the draft       reader: final   (old)
     2. final is renamed to ``<draft>.old``             reader: draft   (new)
@@ -510,6 +511,9 @@ def _publish(draft: str, final: str, replace: bool, can_exchange: bool | None) -
         return
     if not replace:
         raise already_published(final)
+    if not os.path.isdir(draft) and not os.path.isdir(final):
+        os.replace(draft, final)  # Of files, one step that all systems have.
+        return
     if not _rename2(draft, final, _RENAME_EXCHANGE, can_exchange):
         _replace_under_record(draft, final)
         return
