@@ -486,7 +486,10 @@ class TestAuto:
     )
     @examples(25)
     def test_never_larger(self, parts, chunk_byte_size):
-        """Whatever an array is made of, it does not take more room."""
+        """Whatever an array is made of, it takes no more room, but for a thousandth.
+
+        That is for the gaps and checksums of smaller chunks, in which it is stored.
+        """
         pieces = [weights(n) if noisy else np.zeros(n, "f4") for noisy, n in parts]
         state = {"w": np.concatenate(pieces)}
         storage = {"chunk_byte_size": chunk_byte_size}
@@ -498,7 +501,7 @@ class TestAuto:
         with compressing(compression="none", store=store, storage=storage):
             stowax.save("/none", state)
 
-        assert data_bytes(store, "/auto") <= data_bytes(store, "/none")
+        assert data_bytes(store, "/auto") <= data_bytes(store, "/none") * 1.001
 
 
 def weights(count):
