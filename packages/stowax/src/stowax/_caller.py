@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import inspect
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -64,6 +64,16 @@ def warn(message: str) -> None:
         module=caller.module,
         registry=caller.registry,
     )
+
+
+def warn_narrowed(where: str, lines: Sequence[str]) -> None:
+    """Gives one warning of all leaves that lose range or kind in a conversion."""
+    if lines:
+        shown = "\n".join(f"  {line}" for line in lines)
+        warn(
+            f"{where}: the dtypes asked for lose values of {len(lines)} leaves:\n"
+            f"{shown}"
+        )
 
 
 def mesh_in_scope() -> jax.sharding.Mesh | None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stowax._caller import warn
+from stowax._caller import warn_narrowed
 from stowax._codecs._safetensors import DTYPES, METADATA, encode_header
 from stowax._codecs._zarr import dtype_name
 from stowax._commit import abandon, begin, commit, conclude
@@ -221,9 +221,7 @@ class _Work:
         """First phase, on the caller's thread; the writing begins meanwhile."""
         operation = self._operation
         operation.phase = "staging"
-        if self._layout.narrowed:
-            lines = "\n".join(f"  {line}" for line in self._layout.narrowed)
-            warn(f"Context.array.saving: dtypes asked for lose values of:\n{lines}")
+        warn_narrowed("Context.array.saving", self._layout.narrowed)
         await operation.in_time(self.staging.stage_first())
         self._lending = operation.submit(self._lend_together())
         self._writing = operation.submit(self._write(self._lending))

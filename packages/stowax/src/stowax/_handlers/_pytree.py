@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from typing import Any
 
-from stowax._caller import in_mesh, warn
+from stowax._caller import in_mesh, warn_narrowed
 from stowax._context import Context, current_settings
 from stowax._formats._orbax_json import PYTREE_TYPESTR
 from stowax._handlers._base import OwnHandler
@@ -108,7 +108,7 @@ class PyTreeHandler(OwnHandler):
                 report.expect(staged.layout.plan.array_bytes)
                 report.may_take(staged.staging.limit_bytes)
             # Before anything is staged: a filter of warnings may raise it.
-            _warn_narrowed("Context.array.saving", staged.layout.narrowed)
+            warn_narrowed("Context.array.saving", staged.layout.narrowed)
             await staged.staging.stage_first()
         except Exception as error:  # Any failure: the others are about to wait for us.
             if is_alone:  # Inside another save, that one tells them.
@@ -150,7 +150,7 @@ class PyTreeHandler(OwnHandler):
                 leaves=self._leaves(operation.settings),
             )
             plan.check()
-        _warn_narrowed(location, plan.narrowed())
+        warn_narrowed(location, plan.narrowed())
         load = ItemLoad(operation, item, plan, loading.mesh)
         load.begin()
         return load.finish()
@@ -241,16 +241,6 @@ def _refuse(**arguments: object | None) -> None:
         raise UnsupportedOptionError(
             "arguments of PyTreeHandler that this version cannot follow:\n"
             + "\n".join(lines)
-        )
-
-
-def _warn_narrowed(where: str, lines: Sequence[str]) -> None:
-    """Gives one warning of all leaves that lose range or kind in a conversion."""
-    if lines:
-        shown = "\n".join(f"  {line}" for line in lines)
-        warn(
-            f"{where}: the dtypes asked for lose values of {len(lines)} leaves:\n"
-            f"{shown}"
         )
 
 
