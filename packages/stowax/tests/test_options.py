@@ -26,6 +26,7 @@ OURS = {
     "ArrayOptions.Loading.casting",
     "ArrayOptions.Loading.as_numpy",
     "ArrayOptions.Loading.memory_map",
+    "SafetensorsOptions.max_file_bytes",
     "ArrayOptions.Loading.mesh",
 }
 
