@@ -1,6 +1,8 @@
 """Eight simulated processes save safetensors together, on a store in memory."""
 
 import asyncio
+import contextvars
+import threading
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import stowax
+from stowax._leaves._jax_array import JaxArrayLeaf
 from stowax._stores._base import read_bytes, walk
 from stowax._tree_values import TreeValues
 from stowax.errors import ProcessesError, StowaxError, UnsupportedLeafError
@@ -183,6 +186,69 @@ def test_trees_that_differ(cluster):
     in_every(cluster, store, save)
 
     assert files_in(store) == {}
+
+
+def test_saves_that_cross(monkeypatch):
+    """Two at a time, begun in another order by each, do not wait for each other."""
+    # As where devices have memory of their own.
+    monkeypatch.setattr(JaxArrayLeaf, "takes_memory", lambda *_, borrow: True)
+    store = MemoryStore()
+    with SimulatedCluster(2) as pair:
+        mesh = Mesh(np.array(jax.devices()), ("x",))
+        array = jax.device_put(HOST["columns"], NamedSharding(mesh, P(None, "x")))
+        begun = threading.Barrier(2)
+
+        def save(index):
+            def one(name):
+                stowax.save_async(f"/models/{name}.safetensors", {"w": array}).result()
+
+            names = ["x", "y"] if index == 0 else ["y", "x"]
+            threads = []
+            for name in names:
+                context = contextvars.copy_context()
+                thread = threading.Thread(target=context.run, args=(one, name))
+                thread.start()
+                threads.append(thread)
+                if name == names[0]:
+                    begun.wait(20)
+            for thread in threads:
+                thread.join()
+
+        in_every(pair, store, save, memory_bytes=array.nbytes // 2)
+
+    files = files_in(store)
+    assert sorted(files) == ["/models/x.safetensors", "/models/y.safetensors"]
+    for data in files.values():
+        np.testing.assert_array_equal(
+            safetensors.numpy.load(data)["w"], HOST["columns"], strict=True
+        )
+
+
+def test_one_that_lends_where_the_primary_does_not(cluster):
+    """What it lent is deleted, whatever the primary thinks is lent."""
+    store = MemoryStore()
+    mesh = Mesh(np.array(jax.devices()), ("x",))
+    spread = jax.device_put(HOST["rows"], NamedSharding(mesh, P("x")))
+    copies = jax.device_put(HOST["rows"], NamedSharding(mesh, P()))
+
+    def save(index):
+        with pytest.raises(ProcessesError, match="differ"):
+            stowax.save("/models/m.safetensors", {"w": spread if index else copies})
+
+    in_every(cluster, store, save)
+
+    assert files_in(store) == {}
+
+
+def test_texts_that_differ(cluster):
+    """Each file would have those of its writer: all have to give the same."""
+    store, saved = MemoryStore(), state()
+
+    def save(index):
+        with pytest.raises(ProcessesError, match="custom_metadata"):
+            stowax.save("/m.safetensors", saved, custom_metadata={"host": f"{index}"})
+
+    in_every(cluster, store, save)
 
 
 def test_one_that_cannot_bring_it_to_the_host(cluster, monkeypatch):

@@ -226,6 +226,7 @@ class TestNames:
             ("_sharding/x", "document"),
             ("array_metadatas", "document"),
             ("checkpoint", "document"),
+            ("commit_success.txt", "document"),
             ("d", "document"),
             ("manifest.ocdbt", "document"),
             ("stowax.manifest", "document"),

@@ -1,21 +1,28 @@
 """What `delete` promises: a checkpoint goes as a whole, and nothing else goes."""
 
 import asyncio
+import json
 import os
 import posixpath
+import threading
 
 import numpy as np
 import pytest
 from sample_trees import differences
 
 import stowax
+from stowax._runtime import Runtime
 from stowax._stores._base import REPLACEMENT_SUFFIX, format_replacement
 from stowax.errors import (
     CheckpointableNotFoundError,
     CheckpointNotFoundError,
+    DeletionInProgressError,
+    DeletionRecoveryError,
     InvalidLayoutError,
     InvalidNameError,
     NothingToDeleteError,
+    SaveError,
+    SaveInProgressError,
 )
 from stowax.testing import (
     MemoryStore,
@@ -89,6 +96,27 @@ def test_a_damaged_checkpoint_goes(tmp_path):
 
 
 PARTS = {"model": {"w": np.arange(6.0)}, "optimizer": {"m": 2}, "step": 3}
+
+
+class PausedStore(RecordingStore):
+    """Waits before its first link, if it is told to."""
+
+    def __init__(self):
+        self.memory = MemoryStore()
+        super().__init__(self.memory)
+        self.is_paused = False
+        self.paused, self.go_on = threading.Event(), threading.Event()
+
+    def twin(self):
+        """The same files, for somebody else."""
+        return RecordingStore(self.memory)
+
+    async def link(self, source, target):
+        if self.is_paused:
+            self.is_paused = False
+            self.paused.set()
+            await asyncio.to_thread(self.go_on.wait, 20)
+        await super().link(source, target)
 
 
 class TestOneCheckpointable:
@@ -183,6 +211,25 @@ class TestOneCheckpointable:
         ]
         assert modes == [0o710, 0o750, 0o640]
 
+    def test_what_orbax_has_begun_to_delete(self, tmp_path):
+        """Of our checkpoints, too, it is hidden, and is what can be deleted."""
+        path = tmp_path / "c"
+        stowax.save_checkpointables(path, PARTS)
+        record = {"checkpointable_name": "optimizer"}
+        (path / "_CHECKPOINT_DELETION").write_text(json.dumps(record))
+        for file in (path / "optimizer" / "d").iterdir():
+            file.unlink()
+
+        assert sorted(stowax.load_checkpointables(path)) == ["model", "step"]
+        with pytest.raises(DeletionInProgressError, match="finishes it"):
+            stowax.load(path, checkpointable_name="optimizer")
+        with pytest.raises(DeletionRecoveryError, match="'optimizer'"):
+            stowax.delete(path, checkpointable_name="step")
+        assert stowax.delete(path, checkpointable_name="optimizer") is True
+        assert not (path / "_CHECKPOINT_DELETION").exists()
+        assert not stowax.verify(path).damages
+        assert sorted(stowax.load_checkpointables(path)) == ["model", "step"]
+
     @pytest.mark.parametrize("call", ["link", "write", "sync", "publish"])
     def test_a_failure_leaves_all_of_it(self, call):
         """Whichever call fails, the checkpoint is as it was, and nothing is beside."""
@@ -207,6 +254,36 @@ class TestOneCheckpointable:
         with stowax.Context(file=stowax.options.FileOptions(store=memory)):
             loaded = stowax.load_checkpointables("/runs/checkpoint")
         assert differences(PARTS, loaded) == []
+
+    def test_while_somebody_saves_there(self):
+        """Neither loses what the other one did, in this process or in another."""
+        store = PausedStore()
+        file = stowax.options.FileOptions(store=store)
+        with stowax.Context(file=file):
+            stowax.save_checkpointables("/c", PARTS)
+            store.is_paused = True
+            response = stowax.delete_async("/c", checkpointable_name="step")
+            store.paused.wait(20)
+            with pytest.raises(SaveInProgressError):
+                stowax.save("/c", STATE, overwrite=True)
+        # Another process, which knows nothing of the first.
+        runtime = Runtime()
+        with stowax.Context(
+            file=stowax.options.FileOptions(store=store.twin()), runtime=runtime
+        ):
+            stowax.save_checkpointables(
+                "/c", {"state": STATE, "step": 4}, overwrite=True
+            )
+        store.go_on.set()
+        with pytest.raises(SaveError, match="was replaced"):
+            response.result()
+
+        with stowax.Context(
+            file=stowax.options.FileOptions(store=store.twin()), runtime=runtime
+        ):
+            assert stowax.load_checkpointables("/c") == {"state": STATE, "step": 4}
+        runtime.close()
+        assert [e.name for e in asyncio.run(store.list("/"))] == ["c"]
 
     def test_after_a_replacement_that_was_interrupted(self, tmp_path):
         """The checkpoint is found under the name that it was about to lose."""

@@ -89,6 +89,7 @@ LAYERS = {
     "_item_verify": 6,
     "_operation": 6,
     "_operation_path": 6,
+    "_tensor_layout": 6,
     "_tensor_write": 6,
     "_tree_values": 6,
     # who saves what

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from stowax._formats._base import ITEM_DOCUMENT
 from stowax._formats._orbax_json import (
     ARRAYS_DIRECTORY,
+    COMMIT_DOCUMENT,
     SHARDING_DOCUMENT,
     STRINGS_DOCUMENT,
 )
@@ -21,7 +22,7 @@ from stowax.errors import InvalidNameError
 _RESERVED = frozenset(
     {
         *(ITEM_DOCUMENT, SHARDING_DOCUMENT, STRINGS_DOCUMENT, ARRAYS_DIRECTORY),
-        *(MANIFEST, "manifest.ocdbt", "d"),
+        *(MANIFEST, "manifest.ocdbt", "d", COMMIT_DOCUMENT),
         # That of the oldest checkpoints of Orbax, which it would take this for.
         "checkpoint",
     }

@@ -15,7 +15,7 @@ import uuid
 from typing import Any
 
 from stowax._context import current_settings
-from stowax._formats._detect import open_checkpoint
+from stowax._formats._detect import is_checkpoint, open_checkpoint
 from stowax._formats._orbax_json import INDICATOR, ROOT_DOCUMENT, UNFINISHED_MARK
 from stowax._formats._stowax import ROOT_SEAL
 from stowax._operation import Operation, in_place
@@ -26,6 +26,7 @@ from stowax._response import AsyncResponse, respond
 from stowax._runtime import Runtime
 from stowax._save_names import check_name
 from stowax._settings import check_supported
+from stowax._staged_save import in_progress, reservation_of
 from stowax._stores._base import Store, join, resolve
 from stowax.errors import (
     CheckpointNotFoundError,
@@ -62,6 +63,7 @@ def delete(
             checkpointable is the only one.
         DeletionRecoveryError: Orbax has begun to delete another checkpointable.
         InvalidNameError: No checkpointable can have that name.
+        SaveInProgressError: A save to the path is under way.
         DeadlineError: It took longer than `AsyncOptions.timeout_secs`.
 
     Example:
@@ -120,15 +122,26 @@ def start_delete(
     check_supported(settings, saving=False)
     location = absolute(path)
     operation = in_place(location, settings, verb="deletion")
-    runtime = operation.runtime
-    look = _look(operation, name, missing_ok=missing_ok, is_step=is_step)
-    is_there = runtime.run(look)
-    if not is_there and not missing_ok:
-        raise CheckpointNotFoundError(
-            f"nothing is at {location}; if that is fine, use `missing_ok=True`"
-        )
-    removal = _remove_together(operation, name, is_there=is_there)
-    return runtime, runtime.submit(removal)
+    runtime, failure, reservation = operation.runtime, None, None
+    if name is not None:
+        # What is left takes the place of the whole: nobody may save there meanwhile.
+        reservation = reservation_of(settings, location)
+        if not runtime.reserve(reservation):
+            failure, reservation = in_progress(location), None
+    try:
+        look = _look(operation, name, failure, missing_ok=missing_ok, is_step=is_step)
+        is_there = runtime.run(look)
+        if not is_there and not missing_ok:
+            raise CheckpointNotFoundError(
+                f"nothing is at {location}; if that is fine, use `missing_ok=True`"
+            )
+        removal = _remove_together(operation, name, is_there=is_there)
+        future = runtime.submit(removal)
+    except BaseException:  # An interrupt too; raised again.
+        runtime.free(reservation)
+        raise
+    future.add_done_callback(lambda _: runtime.free(reservation))
+    return runtime, future
 
 
 async def remove(store: Store, path: str) -> bool:
@@ -149,7 +162,12 @@ async def remove(store: Store, path: str) -> bool:
 
 
 async def _look(
-    operation: Operation, name: str | None, *, missing_ok: bool, is_step: bool
+    operation: Operation,
+    name: str | None,
+    failure: Exception | None,
+    *,
+    missing_ok: bool,
+    is_step: bool,
 ) -> bool:
     """Whether there is something to delete, as the primary process sees it."""
     operation.start_clock()
@@ -161,10 +179,10 @@ async def _look(
             is_there = await _holds(operation, name, missing_ok=missing_ok)
         return b"there" if is_there else b""
 
-    primary = operation.processes.is_primary
-    answers = await operation.agree(
-        "look", await operation.attempt(look()) if primary else b""
-    )
+    outcome: bytes | Exception = b"" if failure is None else failure
+    if failure is None and operation.processes.is_primary:
+        outcome = await operation.attempt(look())
+    answers = await operation.agree("look", outcome)
     return bool(answers[operation.processes.primary])
 
 
@@ -184,6 +202,13 @@ async def _is_there(operation: Operation, *, is_step: bool) -> bool:
     # Damage may be the very reason to delete it.
     with contextlib.suppress(CorruptCheckpointError):
         await open_checkpoint(store, path, verify=False)
+    entry = await store.stat(path)
+    is_directory = entry is not None and entry.is_directory
+    if is_directory and not await is_checkpoint(store, path):
+        raise InvalidLayoutError(
+            f"{path} holds more than the safetensors files of one checkpoint; delete "
+            "what you want to be rid of by other means"
+        )
     return True
 
 

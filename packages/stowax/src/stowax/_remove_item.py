@@ -7,6 +7,7 @@ its place in one step.  So a crash leaves either all of it, or all but the one.
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Mapping
 
 from stowax._commit import draft_of
 from stowax._formats._base import OpenCheckpoint
@@ -21,6 +22,7 @@ from stowax.errors import (
     DeletionRecoveryError,
     InvalidLayoutError,
     NothingToDeleteError,
+    SaveError,
 )
 
 
@@ -60,7 +62,15 @@ async def remove_item(store: Store, path: str, name: str) -> None:
     await store.complete_replacement(path)
     draft = draft_of(path)
     try:
-        await _link_others(store, path, draft, name)
+        before = await _root(store, path)
+        try:
+            await _link_others(store, path, draft, name, before)
+        finally:  # Files that are missing are a sign of it, too.
+            if await _root(store, path) != before:
+                raise SaveError(
+                    f"{path} was replaced while {name!r} was taken out of it; nothing "
+                    "was changed. Look at what is there now, and try again"
+                )
         await store.publish(draft, path, replace=True)
     except BaseException:  # A cancellation too; raised again.
         await store.delete(draft)
@@ -68,10 +78,12 @@ async def remove_item(store: Store, path: str, name: str) -> None:
     await store.sync([posixpath.dirname(path)])
 
 
-async def _link_others(store: Store, path: str, draft: str, name: str) -> None:
+async def _link_others(
+    store: Store, path: str, draft: str, name: str, root: Mapping[str, bytes]
+) -> None:
     await store.make_directory(draft, like=path)
     directories = [draft]
-    documents = await _documents(store, path, name)
+    documents = _without(root, name)
     left_out = {*documents, DELETION_DOCUMENT}
     for source, entry in await walk(store, path):
         relative = source[len(path) + 1 :]
@@ -89,15 +101,21 @@ async def _link_others(store: Store, path: str, draft: str, name: str) -> None:
     await store.sync([*written, *directories])
 
 
-async def _documents(store: Store, path: str, name: str) -> dict[str, bytes]:
-    """What stands at the root, said anew."""
+async def _root(store: Store, path: str) -> dict[str, bytes]:
+    """What stands at the root; no two checkpoints have it in common."""
     found: dict[str, bytes] = {}
     for document in (ROOT_DOCUMENT, ROOT_SEAL):
         if await store.stat(join(path, document)) is not None:
             found[document] = await read_bytes(store, join(path, document))
+    return found
+
+
+def _without(root: Mapping[str, bytes], name: str) -> dict[str, bytes]:
+    """The same, said without an item."""
+    found = dict(root)
     if ROOT_DOCUMENT in found:
         found[ROOT_DOCUMENT] = without_handler(found[ROOT_DOCUMENT], name)
     if ROOT_SEAL in found:
-        root = found.get(ROOT_DOCUMENT, b"")
-        found[ROOT_SEAL] = without_item(found[ROOT_SEAL], name, root)
+        document = found.get(ROOT_DOCUMENT, b"")
+        found[ROOT_SEAL] = without_item(found[ROOT_SEAL], name, document)
     return found

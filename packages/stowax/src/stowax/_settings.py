@@ -232,12 +232,15 @@ class Settings:
     """Options that ask for more than is built; see `check_supported`."""
 
 
-def check_supported(settings: Settings, *, saving: bool = True) -> None:
+def check_supported(
+    settings: Settings, *, saving: bool = True, as_safetensors: bool = False
+) -> None:
     """Refuses options whose meaning is not built yet.
 
     Args:
         settings: What the operation was given.
         saving: Whether the operation writes; a load ignores what concerns only saves.
+        as_safetensors: Whether it can write safetensors files.
 
     Raises:
         UnsupportedOptionError: An option would change what is written or returned.
@@ -248,7 +251,7 @@ def check_supported(settings: Settings, *, saving: bool = True) -> None:
         for refusal in settings.refusals
         if saving or not refusal.saving_only
     ]
-    if saving and settings.writes_safetensors:
+    if saving and settings.writes_safetensors and not as_safetensors:
         lines.append(
             "  Context.checkpoint_layout is SAFETENSORS, which only `save` and "
             "`save_async` write; leave it at ORBAX"

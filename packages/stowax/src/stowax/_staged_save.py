@@ -170,16 +170,12 @@ def stage_save(
             )
     if store_of(settings, location).has_directories:
         check_directory(location)
-    reservation = (id(settings.store), location)
+    reservation = reservation_of(settings, location)
     settings, report = reported("save", location, settings, in_background=in_background)
     is_reserved = runtime.reserve(reservation)
     try:
         if not is_reserved and failure is None:
-            failure = SaveInProgressError(
-                f"a save to {location} is under way in this process, and has not been "
-                "waited for; call `result()` on what `save_async` returned before "
-                "saving there again"
-            )
+            failure = in_progress(location)
         staged = stage(Begun(location, settings, runtime, failure))
     except BaseException as error:  # An interrupt too; raised again.
         if is_reserved:
@@ -189,3 +185,16 @@ def stage_save(
         raise
     report.staged()
     return StagedSave(runtime, staged, f"save to {location}", reservation, report)
+
+
+def reservation_of(settings: Settings, location: str) -> object:
+    """What whoever changes what is at a path takes from others of this process."""
+    return id(settings.store), location
+
+
+def in_progress(location: str) -> SaveInProgressError:
+    """The error for who comes second."""
+    return SaveInProgressError(
+        f"a save to {location} is under way in this process, and has not been waited "
+        "for; call `result()` on what `save_async` returned before saving there again"
+    )

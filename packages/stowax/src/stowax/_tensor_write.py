@@ -22,8 +22,8 @@ from stowax._plan._tensor_files import (
     TensorFile,
     TensorPlan,
     TensorSpec,
+    begin_in,
     pieces_of,
-    run_in,
 )
 from stowax._report import Tally
 from stowax._stores._base import Store, join
@@ -46,7 +46,6 @@ class TensorWriter:
         store: Where to.
         plan: What this process does.
         process_index: Which one it is.
-        source: The values.
         loans: Directory of what processes lend each other.
         moved: Hears how many more bytes of tensors the store has taken.
         tally: Hears which leaves they were; None: nobody wants to know.
@@ -55,21 +54,27 @@ class TensorWriter:
     store: Store
     plan: TensorPlan
     process_index: int
-    source: HostParts
     loans: str
     moved: Callable[[int], None]
     tally: Tally | None = None
 
-    async def lend(self) -> None:
-        """Writes what this process lends, for the others to read."""
+    async def lend(self, source: HostParts) -> None:
+        """Writes what this process lends, for the others to read.
+
+        Args:
+            source: The values, each loan a unit.
+        """
         if self.plan.loans:
             path = join(self.loans, str(self.process_index))
-            await self._write(path, b"", self._lent())
+            await self._write(path, b"", self._lent(source))
 
-    async def write(self, paths: Sequence[str], headers: Sequence[bytes]) -> None:
+    async def write(
+        self, source: HostParts, paths: Sequence[str], headers: Sequence[bytes]
+    ) -> None:
         """Writes the files of this process, durably.
 
         Args:
+            source: The values, each tensor a unit.
             paths: Of all files.
             headers: What each begins with.
         """
@@ -81,13 +86,15 @@ class TensorWriter:
 
         async def write_some(lane: int) -> None:
             for path, header, file in own[lane::_LANES]:
-                await self._write_file(path, header, file)
+                await self._write_file(source, path, header, file)
 
         await run_all(write_some(lane) for lane in range(_LANES))
 
-    async def _write_file(self, path: str, header: bytes, file: TensorFile) -> None:
+    async def _write_file(
+        self, source: HostParts, path: str, header: bytes, file: TensorFile
+    ) -> None:
         size_bytes = len(header) + sum(spec.size_bytes for spec in file.specs)
-        await self._write(path, header, self._tensors(file), size_bytes)
+        await self._write(path, header, self._tensors(source, file), size_bytes)
         await self.store.sync([path])
 
     async def _write(
@@ -103,33 +110,39 @@ class TensorWriter:
         ):
             await self.store.write(path, gathered, size_bytes=size_bytes)
 
-    async def _tensors(self, file: TensorFile) -> AsyncGenerator[np.ndarray]:
+    async def _tensors(
+        self, source: HostParts, file: TensorFile
+    ) -> AsyncGenerator[np.ndarray]:
         for spec, unit, sources in file.tensors:
-            await self.source.staged(unit)
+            await source.staged(unit)
             for box in pieces_of(spec.shape, spec.dtype.itemsize, _PIECE_BYTES):
-                yield await self._made(spec, box, sources)
+                yield await self._made(spec, box, sources, source.parts)
                 # Who asks for the next piece has done with this one.
                 self.moved(box.size * spec.dtype.itemsize)
-            self.source.written(unit)
+            source.written(unit)
             if self.tally is not None and spec.size_bytes:
                 self.tally.arrived([(spec.leaf, spec.size_bytes)])
 
-    async def _lent(self) -> AsyncGenerator[np.ndarray]:
-        for spec, part, unit in self.plan.loans:
-            await self.source.staged(unit)
-            box = self.plan.parts[part].box
+    async def _lent(self, source: HostParts) -> AsyncGenerator[np.ndarray]:
+        for unit, (spec, (_, box)) in enumerate(self.plan.loans):
+            await source.staged(unit)
+            whole = [Source(box, unit, -1, 0)]
             for inner in pieces_of(box.shape, spec.dtype.itemsize, _PIECE_BYTES):
                 piece = _shifted(inner, box)
-                yield await self._made(spec, piece, [Source(box, part, -1, 0)])
-            self.source.written(unit)
+                yield await self._made(spec, piece, whole, source.parts)
+            source.written(unit)
 
     async def _made(
-        self, spec: TensorSpec, box: Box, sources: Sequence[Source]
+        self,
+        spec: TensorSpec,
+        box: Box,
+        sources: Sequence[Source],
+        parts: Sequence[np.ndarray | None],
     ) -> np.ndarray:
         """The elements of one box, in C order and as they are written."""
         found = [(s, common) for s in sources if (common := box.intersect(s.box))]
         if box.size and len(found) == 1 and found[0][0].part >= 0:
-            cut = self._cut(*found[0])
+            cut = _cut(parts, *found[0])
             if cut.dtype == spec.dtype and cut.flags.c_contiguous:
                 return cut
         out = np.empty(box.shape, spec.dtype)
@@ -138,21 +151,16 @@ class TensorWriter:
             if source.part < 0:
                 await self._borrow(spec, source, common, where)
             elif where.nbytes < _SMALL_BYTES:
-                convert_into(where, self._cut(source, common))
+                convert_into(where, _cut(parts, source, common))
             else:
-                await on_worker(convert_into, where, self._cut(source, common))
+                await on_worker(convert_into, where, _cut(parts, source, common))
         return out
-
-    def _cut(self, source: Source, common: Box) -> np.ndarray:
-        part = self.source.parts[source.part]
-        assert part is not None  # Its unit is staged.
-        return part[common.within(source.box)]
 
     async def _borrow(
         self, spec: TensorSpec, source: Source, common: Box, where: np.ndarray
     ) -> None:
         """Reads what another process lends."""
-        begin, _ = run_in(common, source.box)
+        begin = begin_in(common, source.box)
         data = np.empty(common.size * spec.dtype.itemsize, np.uint8)
         await self.store.read_into(
             join(self.loans, str(source.lender)),
@@ -181,6 +189,12 @@ async def _gathered(
             yield data
     if pending:
         yield pending
+
+
+def _cut(parts: Sequence[np.ndarray | None], source: Source, common: Box) -> np.ndarray:
+    part = parts[source.part]
+    assert part is not None  # Its unit is staged.
+    return part[common.within(source.box)]
 
 
 def _shifted(inner: Box, outer: Box) -> Box:

@@ -14,15 +14,18 @@ import safetensors.flax
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
+from sample_states import examples
 from sample_trees import bits, differences, shardings
 
 import stowax
+from stowax._operation import Operation
 from stowax._runtime import Runtime
 from stowax._stores._local import LocalStore
 from stowax.errors import (
     BackgroundSaveError,
     CheckpointExistsError,
     DeadlineError,
+    InvalidLayoutError,
     InvalidMetadataError,
     KeyPathCollisionError,
     TreeError,
@@ -212,6 +215,7 @@ TREES = st.dictionaries(
 
 
 @given(state=TREES, size_bytes=st.integers(1, 60))
+@examples(50)
 def test_any_tree_there_and_back(tmp_path_factory, state, size_bytes):
     """Whatever the tree and the files: each tensor is in one, as it was."""
     path = tmp_path_factory.mktemp("any") / "c"
@@ -363,6 +367,12 @@ class TestRefused:
             )
         assert list(tmp_path.iterdir()) == []
 
+    def test_metadata_that_no_file_can_hold(self, tmp_path):
+        """Half of a surrogate pair, in a key or in a value."""
+        for texts in ({"a": "\ud800"}, {"\ud800": "a"}):
+            with pytest.raises(InvalidMetadataError, match="surrogate"):
+                save(tmp_path / "m.safetensors", model(), custom_metadata=texts)
+
     def test_names_of_checkpointables(self, tmp_path):
         """There is one tree, and nowhere to keep its name."""
         for checkpointables in ({"model": {}}, {"state": {}, "more": {}}, {}, 5):
@@ -439,6 +449,26 @@ class TestInPlaceOfAnother:
         assert stowax.load(path) == {"n": 1}
         save(path, {"w": np.ones(2)}, overwrite=True)
         assert stowax.load(path)["w"].tolist() == [1, 1]
+
+    def test_never_other_models(self, tmp_path):
+        """A directory of several models, or of such directories, is no checkpoint."""
+        for name in ("a.safetensors", "b.safetensors"):
+            save(tmp_path / "files" / name, {"w": np.ones(2)})
+            with in_files_of(1):
+                stowax.save(tmp_path / "one", {"w": np.ones(2)}, overwrite=True)
+            (tmp_path / "one").rename(tmp_path / f"one-{name}")
+        (tmp_path / "directories").mkdir()
+        for name in ("a.safetensors", "b.safetensors"):
+            (tmp_path / f"one-{name}").rename(tmp_path / "directories" / name)
+
+        for name in ("files", "directories"):
+            with pytest.raises(CheckpointExistsError, match="not replaced"):
+                save(tmp_path / name, {"w": np.ones(2)}, overwrite=True)
+            with pytest.raises(InvalidLayoutError):
+                stowax.delete(tmp_path / name)
+            assert len(list((tmp_path / name).iterdir())) == 2
+        with pytest.raises(InvalidLayoutError, match="no checkpoint"):
+            stowax.load(tmp_path / "directories")
 
     def test_never_other_files(self, tmp_path):
         """A directory with more in it than tensors is not replaced."""
@@ -568,11 +598,16 @@ class TestInTheBackground:
         """Nothing stays taken of the memory for it, and no draft."""
         file = stowax.options.FileOptions(store=MemoryStore())
 
-        def submit(self, coroutine):
+        submit, begun = Operation.submit, []
+
+        def interrupted(self, coroutine):
+            begun.append(coroutine)
+            if len(begun) == 1:  # What is lent; nothing.
+                return submit(self, coroutine)
             coroutine.close()
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("stowax._operation.Operation.submit", submit)
+        monkeypatch.setattr(Operation, "submit", interrupted)
         with context(file=file, runtime=runtime), pytest.raises(KeyboardInterrupt):
             stowax.save_async("/m.safetensors", {"w": np.ones(2)})
 

@@ -97,6 +97,24 @@ def test_a_sync_before_the_last_change_is_a_fault():
     ]
 
 
+def test_a_link_after_the_sync_of_its_directory_is_a_fault():
+    """What it names is durable, but the name is not."""
+    store = RecordingStore(MemoryStore())
+
+    async def scenario():
+        await store.write("/runs/old/file", [b"abc"])
+        await store.make_directory(DRAFT)
+        await store.sync(["/runs/old/file", "/runs/old", DRAFT])
+        await store.link("/runs/old/file", f"{DRAFT}/file")
+        await store.publish(DRAFT, FINAL, replace=False)
+        await store.sync(["/runs"])
+
+    asyncio.run(scenario())
+    assert durability_faults(store.calls) == [
+        f"{DRAFT} was not synced before {FINAL} was published"
+    ]
+
+
 def test_is_as_remote_as_the_other():
     """It passes on what the other store says of itself."""
     assert RecordingStore(MemoryStore(is_remote=True)).is_remote

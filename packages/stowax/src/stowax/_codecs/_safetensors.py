@@ -184,6 +184,29 @@ def encode_header(
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
+def encode_index(files: Mapping[str, str], *, size_bytes: int) -> bytes:
+    """The document that says which tensor is in which file of a directory.
+
+    Args:
+        files: The file of every tensor, by its name.
+        size_bytes: Of all tensors.
+
+    Example:
+        >>> print(encode_index({"w": "model.safetensors"}, size_bytes=8).decode())
+        {
+          "metadata": {
+            "total_size": 8
+          },
+          "weight_map": {
+            "w": "model.safetensors"
+          }
+        }
+        <BLANKLINE>
+    """
+    document = {"metadata": {"total_size": size_bytes}, "weight_map": dict(files)}
+    return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
+
+
 def _tensor(name: str, said: Any, begin_bytes: int, where: str) -> Tensor:
     """One entry of a header."""
     if not isinstance(said, dict) or set(said) != {"dtype", "shape", "data_offsets"}:

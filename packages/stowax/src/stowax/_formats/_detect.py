@@ -16,9 +16,9 @@ from stowax._formats._orbax import OrbaxV1Format
 from stowax._formats._orbax_json import PARTIAL_MARK, UNFINISHED_MARK
 from stowax._formats._orbax_v0 import OrbaxV0Format
 from stowax._formats._safetensors import (
-    INDEX_SUFFIX,
     SUFFIX,
     SafetensorsFormat,
+    is_whole_directory,
 )
 from stowax._formats._stowax import MANIFEST, ROOT_SEAL, StowaxFormat, open_tree_item
 from stowax._manifest import Digest
@@ -76,15 +76,16 @@ async def is_checkpoint(store: Store, path: str) -> bool:
     """Whether an existing path is a checkpoint, however damaged, or an empty directory.
 
     So it tells what a save may replace from what has nothing to do with checkpoints. A
-    directory of safetensors files is one as long as nothing else lies in it.
+    directory of safetensors files is one as long as it has what a save of ours writes,
+    and nothing else.
     """
     entry = await store.stat(path)
     if entry is None:
         return False
     if not entry.is_directory:
         return path.endswith(SUFFIX)
-    names = [child.name for child in await store.list(path)]
-    if all(name.endswith((SUFFIX, INDEX_SUFFIX)) for name in names):
+    children = await store.list(path)
+    if not children or is_whole_directory(children):
         return True
     for known in _CHECKPOINTS:
         if await known.recognises(store, path):

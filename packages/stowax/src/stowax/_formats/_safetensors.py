@@ -25,7 +25,8 @@ from stowax._formats._base import OpenCheckpoint, TreeItem
 from stowax._keypath import Key, Node
 from stowax._loop import on_worker
 from stowax._manifest import LeafEntry, LeafForm, Manifest
-from stowax._stores._base import Store, join, read_bytes
+from stowax._plan._tensor_files import STEM, file_names
+from stowax._stores._base import Entry, Store, join, read_bytes
 from stowax._tasks import run_all
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
 
@@ -60,7 +61,8 @@ class SafetensorsFormat:
             return False
         if not entry.is_directory:
             return True
-        return any(child.name.endswith(SUFFIX) for child in await store.list(path))
+        children = await store.list(path)
+        return any(_is_tensors(child) for child in children)
 
     async def open(self, store: Store, path: str, *, verify: bool) -> OpenCheckpoint:
         """Reads the headers.
@@ -81,6 +83,21 @@ class SafetensorsFormat:
             kinds={"": "tree"},
             custom_metadata=metadata,
         )
+
+
+def is_whole_directory(children: Sequence[Entry]) -> bool:
+    """Whether a directory has the files of one checkpoint, as we write it, alone."""
+    if any(child.is_directory for child in children):
+        return False
+    names = sorted(child.name for child in children)
+    if len(names) == 1:
+        return names[0].endswith(SUFFIX)
+    count = len(names) - 1
+    return names == sorted([*file_names(count), f"{STEM}{INDEX_SUFFIX}"])
+
+
+def _is_tensors(child: Entry) -> bool:
+    return not child.is_directory and child.name.endswith(SUFFIX)
 
 
 async def open_tree(store: Store, path: str) -> TreeItem:

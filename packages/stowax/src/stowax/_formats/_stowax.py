@@ -158,10 +158,12 @@ class StowaxFormat:
             return OpenCheckpoint(path=path, items={"": path})
         seal = await _read_seal(store, join(path, ROOT_SEAL))
         digests = seal.digests
-        items = _directories(path, [n.split("/")[0] for n in digests if "/" in n])
+        deleting = await _read_deletion(store, path)
+        names = {n.split("/")[0] for n in digests if "/" in n}
+        items = _directories(path, sorted(names - {deleting}))
         if verify:
             # Before the root is looked at: a missing item says more than its digest.
-            await _check_items(store, path, items)
+            await _check_items(store, path, items, deleting)
         root = await read_document(
             store,
             join(path, _orbax_json.ROOT_DOCUMENT),
@@ -170,7 +172,8 @@ class StowaxFormat:
         )
         facts = _orbax_json.decode_root(root, path=path)
         # An item without any file stands in no digest.
-        items = _directories(path, [*items, *filter(None, facts.typestrs)])
+        named = [name for name in facts.typestrs if name not in ("", deleting)]
+        items = _directories(path, [*items, *named])
         if not verify:
             items = {
                 name: directory
@@ -188,8 +191,18 @@ class StowaxFormat:
             metrics=None
             if metrics is None
             else await _read_metrics(store, join(metrics, "metrics"), digests, verify),
+            deleting=deleting,
             guest_files={join(path, name): d for name, d in digests.items()},
         )
+
+
+async def _read_deletion(store: Store, path: str) -> str | None:
+    """The item that Orbax has begun to delete, if there is one."""
+    try:
+        data = await read_bytes(store, join(path, _orbax_json.DELETION_DOCUMENT))
+    except FileNotFoundError:
+        return None
+    return _orbax_json.decode_deletion(data, path=path)
 
 
 async def open_tree_item(
@@ -296,10 +309,12 @@ async def _read_metrics(
     return _orbax_json.decode_json(data, path=path)
 
 
-async def _check_items(store: Store, path: str, items: Mapping[str, str]) -> None:
+async def _check_items(
+    store: Store, path: str, items: Mapping[str, str], deleting: str | None
+) -> None:
     """Refuses items that the seal does not know: nothing there would be verified."""
     for entry in await store.list(path):
-        if entry.is_directory and entry.name not in {*items, "metrics"}:
+        if entry.is_directory and entry.name not in {*items, "metrics", deleting}:
             below = {child.name for child in await store.list(join(path, entry.name))}
             if MANIFEST in below:
                 raise CorruptCheckpointError(

@@ -71,10 +71,7 @@ class Loan(NamedTuple):
     """A part that this process lends."""
 
     spec: TensorSpec
-    part: int
-    """Position in `TensorPlan.parts`."""
-    unit: int
-    """What has to be staged before."""
+    part: PartWrite
 
 
 class TensorPlan(NamedTuple):
@@ -84,9 +81,9 @@ class TensorPlan(NamedTuple):
     loans: tuple[Loan, ...]
     """In order of their place."""
     parts: tuple[PartWrite, ...]
-    """What this process brings to the host, in order."""
+    """What this process brings to the host for its own files, in order."""
     needs: tuple[range, ...]
-    """The parts of every unit: of a loan, or of a tensor of its files."""
+    """The parts of every unit: of a tensor of its files."""
     has_loans: bool
     """Whether any process lends anything."""
 
@@ -108,19 +105,13 @@ def plan_tensors(
     groups = _cut_into_files(specs, file_limit_bytes)
     writers = _writers(groups)
     lenders = _lenders(groups, writers)
+    loans = [
+        Loan(lent.spec, PartWrite(leaf, box))
+        for (leaf, box), lent in lenders.items()
+        if lent.lender == process_index
+    ]
     parts: list[PartWrite] = []
     needs: list[range] = []
-
-    def add_unit(found: Sequence[PartWrite]) -> int:
-        needs.append(range(len(parts), len(parts) + len(found)))
-        parts.extend(found)
-        return len(needs) - 1
-
-    loans: list[Loan] = []
-    for (leaf, box), lent in lenders.items():
-        if lent.lender == process_index:
-            unit = add_unit([PartWrite(leaf, box)])
-            loans.append(Loan(lent.spec, needs[unit].start, unit))
     files: list[TensorFile] = []
     for group, writer in zip(groups, writers, strict=True):
         tensors: list[TensorWrite] = []
@@ -130,15 +121,16 @@ def plan_tensors(
                 for box, _ in spec.parts
                 if (spec.leaf, box) not in lenders
             ]
-            unit = add_unit(own)
-            positions = itertools.count(needs[unit].start)
+            positions = itertools.count(len(parts))
             sources = tuple(
                 Source(box, -1, lent.lender, lent.offset_bytes)
                 if (lent := lenders.get((spec.leaf, box))) is not None
                 else Source(box, next(positions), -1, 0)
                 for box, _ in spec.parts
             )
-            tensors.append(TensorWrite(spec, unit, sources))
+            tensors.append(TensorWrite(spec, len(needs), sources))
+            needs.append(range(len(parts), len(parts) + len(own)))
+            parts += own
         files.append(TensorFile(writer, tuple(group), tuple(tensors)))
     return TensorPlan(
         files=tuple(files),
@@ -149,7 +141,11 @@ def plan_tensors(
     )
 
 
-def file_names(count: int, stem: str = "model") -> list[str]:
+STEM = "model"
+"""What model hubs call the files of a directory, and their index, is made of it."""
+
+
+def file_names(count: int) -> list[str]:
     """What model hubs call the files of a directory.
 
     Example:
@@ -157,8 +153,8 @@ def file_names(count: int, stem: str = "model") -> list[str]:
         ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
     """
     if count == 1:
-        return [f"{stem}.safetensors"]
-    return [f"{stem}-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
+        return [f"{STEM}.safetensors"]
+    return [f"{STEM}-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
 
 
 def pieces_of(shape: tuple[int, ...], itemsize: int, limit_bytes: int) -> Iterator[Box]:
@@ -198,8 +194,8 @@ def pieces_of(shape: tuple[int, ...], itemsize: int, limit_bytes: int) -> Iterat
             )
 
 
-def run_in(box: Box, part: Box) -> tuple[int, int]:
-    """Where the elements of a box begin in an array that holds just `part`, and end.
+def begin_in(box: Box, part: Box) -> int:
+    """Where the elements of a box begin in an array that holds just `part`.
 
     The box is the common part of `part` and of one that `pieces_of` gave, so that its
     elements are one run there, too.
@@ -209,7 +205,7 @@ def run_in(box: Box, part: Box) -> tuple[int, int]:
         box.start, part.start, part.stop, strict=True
     ):
         offset = offset * (outer_end - outer_begin) + begin - outer_begin
-    return offset, offset + box.size
+    return offset
 
 
 def _cut_into_files(

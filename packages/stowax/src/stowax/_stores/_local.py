@@ -3,9 +3,10 @@
 This is the only module that opens files of a checkpoint for writing, syncs, renames or
 removes them. Every blocking call runs on the workers of the running loop.
 
-Publishing is one rename, and so is replacing a file by a file. Replacing a directory
-exchanges the two where the kernel and the file system can. Elsewhere it takes four
-steps, each durable before the next:
+Publishing is one rename; of a file, on systems whose rename would bury another, a link.
+Replacing a file by a file is one rename everywhere. Replacing a directory exchanges the
+two where the kernel and the file system can. Elsewhere it takes four steps, each
+durable before the next:
 
     1. a record beside ``final`` names the draft       reader: final   (old)
     2. final is renamed to ``<draft>.old``             reader: draft   (new)
@@ -79,6 +80,12 @@ _SYNC_LANES = 4
 
 # Without it, opening a named pipe waits for somebody at its other end.
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+
+# Too many names, another file system, or one without links.
+_NO_LINK = (
+    *(errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP),
+    *(errno.ENOSYS, errno.EINVAL),
+)
 
 _OLD_SUFFIX = ".old"
 
@@ -357,9 +364,7 @@ def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except OSError as error:
-        # Too many names, another file system, or one without links.
-        lacking = (errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP)
-        if error.errno not in (*lacking, errno.ENOSYS):
+        if error.errno not in _NO_LINK:
             raise
         with open(source, "rb", buffering=0, opener=open_to_read) as file:
             _write_file(target, iter(lambda: file.read(_WRITE_BACK_BYTES), b""))
@@ -554,11 +559,15 @@ def _link_new(draft: str, final: str) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+        if error.errno not in _NO_LINK:
             raise
-        os.rename(draft, final)  # A file system without links.
+        os.rename(draft, final)
     else:
-        os.unlink(draft)
+        try:
+            os.unlink(draft)
+        except OSError as error:
+            # The file has its name; the other one is that of a draft.
+            _LOGGER.warning("%s cannot be deleted: %s", draft, error)
     return True
 
 

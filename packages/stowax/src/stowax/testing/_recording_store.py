@@ -183,8 +183,10 @@ def _last_changes(draft: str, changes: Sequence[Call], publish: Call) -> dict[st
     last: dict[str, int] = {}
     for call in changes:
         path = call.paths[0]
-        if call.operation == "link":  # What it names is durable.
+        if call.operation == "link":  # What it names is durable, but not the name.
             path = posixpath.dirname(path)
+            if path in last:
+                last[path] = max(last[path], call.ended)
         # A new name changes the directory that holds it, up to one that was there.
         while (
             call.began < publish.began
