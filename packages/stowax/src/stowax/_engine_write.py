@@ -37,7 +37,7 @@ class HostParts(Protocol):
         ...
 
     async def staged(self, unit: int) -> None:
-        """Waits until all parts of a data file are there.
+        """Waits until all parts of a unit, as a rule a data file, are there.
 
         Args:
             unit: Its position in the plan.
@@ -45,7 +45,7 @@ class HostParts(Protocol):
         ...
 
     def written(self, unit: int) -> None:
-        """Is told that nobody will ask for the parts of this file again."""
+        """Is told that nobody will ask for the parts of this unit again."""
         ...
 
 

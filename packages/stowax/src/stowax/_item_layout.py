@@ -49,7 +49,7 @@ from stowax._uncollected import uncollected
 _AS_USUAL = SaveSettings()
 
 _DOCUMENTED: dict[str | None, str | None] = {AUTO: None, AUTO_EACH: AUTO_CODEC}
-"""What stands for chunks that a sample decides about; see `Choices.settled`."""
+"""What stands for chunks that a sample decides about; see `Choices`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

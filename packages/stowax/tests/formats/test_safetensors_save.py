@@ -507,7 +507,7 @@ class TestDurability:
 
     @pytest.mark.parametrize("name", ["m.safetensors", "c"])
     def test_synced_before_it_is_published(self, name):
-        """A power cut after the save takes nothing, one before it shows nothing."""
+        """A power cut after the save takes nothing of it."""
         memory = MemoryStore()
         recording = RecordingStore(memory)
         file = stowax.options.FileOptions(store=recording)
