@@ -232,7 +232,7 @@ class TestOneCheckpointable:
 
     @pytest.mark.parametrize("call", ["link", "write", "sync", "publish"])
     def test_a_failure_leaves_all_of_it(self, call):
-        """Whichever call fails up to the end, it is as it was, and nothing is beside."""
+        """Whichever call fails first, it is as it was, and nothing is beside it."""
         memory = MemoryStore()
 
         class Failing(RecordingStore):
