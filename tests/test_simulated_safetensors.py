@@ -252,20 +252,21 @@ def test_texts_that_differ(cluster):
     in_every(cluster, store, save)
 
 
-def test_one_that_cannot_bring_it_to_the_host(cluster, monkeypatch):
+@pytest.mark.parametrize("failing", [0, 2], ids=["the writer", "a lender"])
+def test_one_that_cannot_bring_it_to_the_host(cluster, monkeypatch, failing):
     """The others hear why, and do not wait for what never comes."""
     store, saved = MemoryStore(), state()
     fetch = TreeValues.fetch
 
     def fail(self, *arguments, **options):
-        if self.processes.index == 2:
-            raise MemoryError("no memory in process 2")
+        if self.processes.index == failing:
+            raise MemoryError(f"no memory in process {failing}")
         return fetch(self, *arguments, **options)
 
     monkeypatch.setattr(TreeValues, "fetch", fail)
 
     def save(index):
-        with pytest.raises((MemoryError, StowaxError), match="no memory in process 2"):
+        with pytest.raises((MemoryError, StowaxError), match="no memory in process"):
             stowax.save("/models/m.safetensors", saved)
 
     in_every(cluster, store, save)

@@ -99,7 +99,7 @@ PARTS = {"model": {"w": np.arange(6.0)}, "optimizer": {"m": 2}, "step": 3}
 
 
 class PausedStore(RecordingStore):
-    """Waits before its first link, if it is told to."""
+    """Waits before its first link or write, if it is told to."""
 
     def __init__(self):
         self.memory = MemoryStore()
@@ -112,11 +112,18 @@ class PausedStore(RecordingStore):
         return RecordingStore(self.memory)
 
     async def link(self, source, target):
+        await self._pause()
+        await super().link(source, target)
+
+    async def write(self, path, pieces, *, size_bytes=None):
+        await self._pause()
+        await super().write(path, pieces, size_bytes=size_bytes)
+
+    async def _pause(self):
         if self.is_paused:
             self.is_paused = False
             self.paused.set()
             await asyncio.to_thread(self.go_on.wait, 20)
-        await super().link(source, target)
 
 
 class TestOneCheckpointable:
@@ -284,6 +291,20 @@ class TestOneCheckpointable:
             assert stowax.load_checkpointables("/c") == {"state": STATE, "step": 4}
         runtime.close()
         assert [e.name for e in asyncio.run(store.list("/"))] == ["c"]
+
+    def test_while_a_save_is_under_way(self):
+        """It waits to be waited for, as a second save does."""
+        store = PausedStore()
+        with stowax.Context(file=stowax.options.FileOptions(store=store)):
+            stowax.save_checkpointables("/c", PARTS)
+            store.is_paused = True
+            response = stowax.save_checkpointables_async("/c", PARTS, overwrite=True)
+            with pytest.raises(SaveInProgressError, match="under way"):
+                stowax.delete("/c", checkpointable_name="step")
+            store.go_on.set()
+            response.result()
+
+            assert stowax.delete("/c", checkpointable_name="step") is True
 
     def test_after_a_replacement_that_was_interrupted(self, tmp_path):
         """The checkpoint is found under the name that it was about to lose."""

@@ -461,6 +461,15 @@ class TestInPlaceOfAnother:
         for name in ("a.safetensors", "b.safetensors"):
             (tmp_path / f"one-{name}").rename(tmp_path / "directories" / name)
 
+        with in_files_of(1):
+            stowax.save(tmp_path / "single" / "a.safetensors.d", {"w": np.ones(2)})
+        (tmp_path / "single" / "a.safetensors.d").rename(
+            tmp_path / "single" / "a.safetensors"
+        )
+        assert (tmp_path / "single" / "a.safetensors").is_dir()
+        with pytest.raises(CheckpointExistsError, match="not replaced"):
+            save(tmp_path / "single", {"w": np.ones(2)}, overwrite=True)
+
         for name in ("files", "directories"):
             with pytest.raises(CheckpointExistsError, match="not replaced"):
                 save(tmp_path / name, {"w": np.ones(2)}, overwrite=True)
