@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stowax._caller import warn_narrowed
@@ -216,8 +216,7 @@ class _Work:
 
     def _writer(self) -> TensorWriter:
         layout, report = self._layout, self._operation.report
-        moved: Callable[[int], None] = lambda _: None  # noqa: E731 it has a type
-        tally = None
+        moved, tally = _unheard, None
         if report is not None:
             files = layout.plan.files
             sizes = [(t.spec.leaf, t.spec.size_bytes) for f in files for t in f.tensors]
@@ -325,6 +324,10 @@ class _Work:
             await self._operation.store.delete(self._loans)
         except Exception as error:  # noqa: BLE001 nothing depends on it
             _logger.warning("could not remove %s: %s", self._loans, error)
+
+
+def _unheard(size_bytes: int) -> None:
+    """Hears how many bytes have moved, where nobody wants to know."""
 
 
 def _only_state(checkpointables: Mapping[str, Any]) -> Any:
