@@ -15,7 +15,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Generator,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -461,6 +469,11 @@ def _has_static(treedef: Any) -> bool:
 
 def _dict_builder(order: Sequence[Any]) -> Callable[[Sequence[Any]], Any]:
     return lambda children: dict(zip(order, children, strict=True))
+
+
+def sort_keys(keys: Iterable[Key]) -> tuple[Key, ...]:
+    """Keys of a dict in the order in which `flatten` takes them."""
+    return tuple(sorted(keys, key=lambda key: _sort_key(key.value)))
 
 
 def _sort_key(key: Any) -> tuple[str, Any]:
