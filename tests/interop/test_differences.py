@@ -106,6 +106,16 @@ ELSEWHERE = {
     "the newest step of a `Checkpointer`": (
         "tests/interop/test_programs.py::test_the_newest_step"
     ),
+    "`partial.finalize` of a session in which two calls saved texts": (
+        "tests/interop/test_partial.py::test_texts_of_two_calls"
+    ),
+    "`partial.finalize` that was interrupted": (
+        "tests/interop/test_partial.py::test_interrupted_in_the_middle"
+    ),
+    "`partial.save` of what the session has, or on a checkpoint": (
+        "tests/interop/test_partial.py::test_replaced_in_a_session_of_orbax",
+        "tests/interop/test_partial.py::test_a_checkpoint_of_orbax_in_place",
+    ),
     "`asynchronous.post_finalization_callback`": (
         "tests/interop/test_programs.py::test_told_of_every_save"
     ),
@@ -113,7 +123,6 @@ ELSEWHERE = {
 """Rows with the tests of other files, or the row of "Errors", that show them."""
 
 NOT_YET = {
-    "`ocp.partial`": "tests/interop/test_face.py::test_pending_is_missing",
     "`training.Checkpointer.cancel`, `step_name_format=`, `logger=`; `ocp.path.step`": (
         "tests/interop/test_face.py::test_pending_is_missing",
         f"{CORE}/training/test_checkpointer.py::test_cancel",

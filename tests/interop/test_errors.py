@@ -447,6 +447,45 @@ def _(ocp, directory):
     ocp.metadata(GOLDEN / "corrupt_bad_json_metadata" / "checkpoint")
 
 
+# --- partial saves --------------------------------------------------------------------
+
+
+@situation("`partial.save`: the path exists")
+def _(ocp, directory):
+    ocp.partial.save(saved(ocp, directory), {"x": 1})
+
+
+@situation("`partial.save`: a leaf that the session has")
+def _(ocp, directory):
+    ocp.partial.save(directory / "checkpoint", {"a": np.arange(3)})
+    ocp.partial.save(directory / "checkpoint", {"a": np.arange(4)})
+
+
+@situation("`partial.save`: a leaf below one that the session has")
+def _(ocp, directory):
+    ocp.partial.save(directory / "checkpoint", {"a": np.arange(3)})
+    ocp.partial.save(directory / "checkpoint", {"a": {"b": np.arange(4)}})
+
+
+@situation("`partial.finalize`: the path exists")
+def _(ocp, directory):
+    ocp.partial.save(directory / "checkpoint", {"a": np.arange(3)})
+    ocp.save(directory / "checkpoint", STATE)
+    ocp.partial.finalize(directory / "checkpoint")
+
+
+@situation("`partial.finalize`: it is finalized already")
+def _(ocp, directory):
+    ocp.partial.save(directory / "checkpoint", {"a": np.arange(3)})
+    ocp.partial.finalize(directory / "checkpoint")
+    ocp.partial.finalize(directory / "checkpoint")
+
+
+@situation("`partial.finalize`: there is no session")
+def _(ocp, directory):
+    ocp.partial.finalize(directory / "checkpoint")
+
+
 # --- deleting -------------------------------------------------------------------------
 
 

@@ -32,7 +32,6 @@ MODULES = [
 """The public modules of the peer, by their path below `v1`."""
 
 PENDING = {
-    "partial": "partial saves",
     "path.step": "names of steps",
     "training.pathways": "Pathways",
 }

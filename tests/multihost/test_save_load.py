@@ -396,3 +396,25 @@ def test_safetensors(launch, tmp_path, name):
     for leaf, array in TENSORS.items():
         np.testing.assert_array_equal(found[leaf], array, strict=True)
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def _save_in_parts(index, path):
+    state = trees.state()
+    names = sorted(state)
+    half = len(names) // 2
+    first = stowax.partial.save_async(path, {n: state[n] for n in names[:half]})
+    stowax.partial.save(path, {n: state[n] for n in names[half:]})
+    first.result()
+    stowax.partial.save(path, {names[0]: state[names[0]]}, replace=True)
+    stowax.partial.finalize(path)
+
+
+def test_a_session(tmp_path):
+    """What processes save in parts is one checkpoint, as if it were saved at once."""
+    _launcher.launch(2, _save_in_parts, tmp_path / "checkpoint")
+
+    loaded = stowax.load(tmp_path / "checkpoint")
+
+    assert trees.differences(loaded, trees.expected()) == []
+    stowax.verify(tmp_path / "checkpoint")
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]

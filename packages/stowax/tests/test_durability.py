@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from sample_failures import FailingStore, InjectedError, PowerCutStore
 from sample_trees import bits, differences, mesh, plain
 
 import stowax
@@ -37,8 +38,6 @@ from stowax.options import (
 )
 from stowax.testing import MemoryStore, RecordingStore
 from stowax.testing._recording_store import durability_faults
-
-WRITING = ("make_directory", "write", "sync", "publish", "delete")
 
 
 class Guest:
@@ -100,49 +99,6 @@ def is_whole(path, number):
     )
 
 
-class FailingStore:
-    """Forwards to another store; the n-th call that could change anything fails.
-
-    Args:
-        store: The real one.
-        fail_at: Which call fails, from 0; None: none.
-        after: Whether it fails after it has done its work.
-        names: The methods that count.
-    """
-
-    def __init__(self, store, fail_at, *, after=False, names=WRITING):
-        self.store = store
-        self.fail_at = fail_at
-        self.after = after
-        self.names = names
-        self.failed = None
-        # Guards the count: calls come from several threads.
-        self._lock = threading.Lock()
-        self.count = 0
-
-    def __getattr__(self, name):
-        method = getattr(self.store, name)
-        if name not in self.names:
-            return method
-
-        async def call(*args, **kwargs):
-            with self._lock:
-                fails = self.count == self.fail_at
-                self.count += 1
-            if fails:
-                self.failed = name, args[0]
-                if self.after:
-                    await method(*args, **kwargs)
-                raise InjectedError(f"{name}({args[0]})")
-            return await method(*args, **kwargs)
-
-        return call
-
-
-class InjectedError(OSError):
-    """What a failing store raises."""
-
-
 def test_every_file_is_synced_before_the_publish(place):
     """Files and directories are synced before the publish, the parent after it."""
     recording = RecordingStore(LocalStore() if place.store is None else place.store)
@@ -188,26 +144,6 @@ def test_power_cut_after_a_save():
         save("/runs/checkpoint", 2, overwrite=True)
     with context(store.durable_view()):
         assert is_whole("/runs/checkpoint", 2)
-
-
-class PowerCutStore(FailingStore):
-    """Keeps what a power cut before the n-th call would have left."""
-
-    view = None
-
-    def __getattr__(self, name):
-        method = getattr(self.store, name)
-        if name not in self.names:
-            return method
-
-        async def call(*args, **kwargs):
-            with self._lock:
-                if self.count == self.fail_at:
-                    self.view = self.store.durable_view()
-                self.count += 1
-            return await method(*args, **kwargs)
-
-        return call
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -34,7 +34,7 @@ MODULES = [
     "stowax_optax",
 ]
 # Public modules that a later release brings; the day they come, they move up.
-PENDING = {"stowax.partial"}
+PENDING: set[str] = set()
 # Imported by those who test, not by the door.
 ON_DEMAND = {"stowax.testing"}
 

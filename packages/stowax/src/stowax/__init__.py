@@ -27,6 +27,7 @@ with _uncollected():
     from stowax import handlers as handlers
     from stowax import multihost as multihost
     from stowax import options as options
+    from stowax import partial as partial
     from stowax import path as path
     from stowax import training as training
     from stowax import tree as tree
@@ -101,6 +102,7 @@ __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
     "metadata",
     "multihost",
     "options",
+    "partial",
     "path",
     "preview_load",
     "pytree_metadata",

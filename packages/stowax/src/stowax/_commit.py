@@ -25,7 +25,7 @@ from stowax._formats._orbax_json import UNFINISHED_MARK
 from stowax._operation import Operation, operation_id
 from stowax._runtime import Runtime
 from stowax._settings import Settings
-from stowax._stores._base import already_published, walk
+from stowax._stores._base import Store, already_published, walk
 from stowax._tasks import noting
 from stowax.errors import CheckpointExistsError, UnsupportedOptionError
 
@@ -42,10 +42,12 @@ async def begin(
     settings: Settings,
     runtime: Runtime,
     *,
-    overwrite: bool,
+    overwrite: bool = False,
     borrow: bool,
     is_file: bool = False,
     failure: Exception | None = None,
+    prepare: Callable[[Operation], Awaitable[str]] | None = None,
+    what: str = "the save to",
 ) -> Operation:
     """Agrees on a draft for `path` and makes it.
 
@@ -57,6 +59,10 @@ async def begin(
         borrow: Whether the caller leaves values alone until the operation ends.
         is_file: Whether the checkpoint is a file, of which nothing is made yet.
         failure: Why this process cannot take part, if it cannot.
+        prepare: In the primary, looks at what is there and says where the draft is to
+            be, or "" if there is nothing to do; None: beside the path, if that is free
+            or may be overwritten.
+        what: What is done to the path, in words.
 
     Raises:
         CheckpointExistsError: Something is at the path and may not be replaced, be it
@@ -66,7 +72,7 @@ async def begin(
     store, processes = store_of(settings, path), runtime.processes
     operation = Operation(
         id=operation_id("save", path, runtime, settings),
-        what=f"the save to {path}",
+        what=f"{what} {path}",
         directory="",
         store=store,
         runtime=runtime,
@@ -78,17 +84,11 @@ async def begin(
 
     async def make_draft() -> bytes:
         operation.phase = "making the draft"
-        await store.complete_replacement(path)
-        if await store.stat(path) is not None:
-            if not overwrite:
-                raise already_published(path)
-            if not await is_checkpoint(store, path):
-                raise CheckpointExistsError(
-                    f"{path} is no checkpoint, so it is not replaced; choose another "
-                    "path, or move away what is there"
-                )
-        operation.directory = draft_of(path)
-        if is_file:
+        if prepare is None:
+            operation.directory = await _beside(store, path, overwrite=overwrite)
+        else:
+            operation.directory = await prepare(operation)
+        if is_file or not operation.directory:
             return operation.directory.encode()
         mode = settings.permission_mode
         if mode is not None and not store.has_directories:
@@ -110,6 +110,20 @@ async def begin(
         raise
     operation.directory = drafts[processes.primary].decode()
     return operation
+
+
+async def _beside(store: Store, path: str, *, overwrite: bool) -> str:
+    """Where to make a draft, if the path is free or may be overwritten."""
+    await store.complete_replacement(path)
+    if await store.stat(path) is not None:
+        if not overwrite:
+            raise already_published(path)
+        if not await is_checkpoint(store, path):
+            raise CheckpointExistsError(
+                f"{path} is no checkpoint, so it is not replaced; choose another "
+                "path, or move away what is there"
+            )
+    return draft_of(path)
 
 
 async def commit(

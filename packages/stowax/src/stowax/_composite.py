@@ -28,11 +28,12 @@ from stowax._formats._orbax_json import (
     STATEFUL_TYPESTR,
     encode_root,
 )
-from stowax._formats._stowax import MANIFEST, ROOT_SEAL, encode_seal
+from stowax._formats._stowax import ROOT_SEAL, encode_seal, record_names
 from stowax._item_write import complete_items, told_parts
 from stowax._loop import on_worker
 from stowax._manifest import Digest
 from stowax._operation import EngineTask, Operation
+from stowax._session_records import UpdateFacts, encode_update, update_record
 from stowax._stores._base import join, walk
 from stowax._tasks import drop, finish_all, noting
 from stowax.errors import SaveError
@@ -47,6 +48,8 @@ class RootFacts:
     is_step: bool = False
     """A step of a training run, which Orbax arranges a little differently: without
     the indicator of its v1 layout, and with a commit file in every item."""
+    update: UpdateFacts | None = None
+    """Of an update of a session, which has a record instead of a seal."""
 
 
 async def finish_items(
@@ -161,7 +164,7 @@ async def seal_root(
         started_nsecs: When the save began.
     """
     await complete_items(operation, told)
-    draft = operation.directory
+    draft, manifest = operation.directory, record_names(operation.update).manifest
     if facts.metrics is not None:
         typestrs = {**typestrs, "metrics": METRICS_TYPESTR}
         data = json.dumps(facts.metrics).encode()
@@ -169,33 +172,91 @@ async def seal_root(
     names = sorted(typestrs)
     if facts.is_step:
         for name in names:
-            await _write(operation, f"{name}/{COMMIT_DOCUMENT}", _commit_text(path))
+            await write_item_commit(operation, name, path)
     recorded = {
         name: await _recorded(operation, name, typestrs[name]) for name in names
     }
-    documents = {
-        ROOT_DOCUMENT: encode_root(
-            typestrs=recorded,
-            init_timestamp_nsecs=started_nsecs,
-            commit_timestamp_nsecs=operation.runtime.now_nsecs(),
-            custom_metadata=facts.custom_metadata,
+    await write_root(
+        operation,
+        path,
+        recorded,
+        facts,
+        started_nsecs=started_nsecs,
+        sums=ItemSums(
+            manifests={
+                posixpath.relpath(join(directory, manifest), draft): sum_
+                for directory, (sum_, _) in operation.manifests.items()
+            },
+            guests=await _sum_guest_files(operation),
         ),
-        COMMIT_DOCUMENT: _commit_text(path),
-    }
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemSums:
+    """Digests of the files in items, by path below the root."""
+
+    manifests: Mapping[str, Digest]
+    guests: Mapping[str, Digest]
+
+
+async def write_root(
+    operation: Operation,
+    path: str,
+    typestrs: Mapping[str, str],
+    facts: RootFacts,
+    *,
+    started_nsecs: int | None,
+    sums: ItemSums | None,
+) -> bytes:
+    """Writes what stands at the root, durably.
+
+    Args:
+        operation: Under way.
+        path: The final path.
+        typestrs: What to record of every item.
+        facts: What else stands there.
+        started_nsecs: When the save began.
+        sums: What the seal vouches for beside; None: there is no seal.
+
+    Returns:
+        The document of Orbax among it.
+    """
+    root = encode_root(
+        typestrs=typestrs,
+        init_timestamp_nsecs=started_nsecs,
+        commit_timestamp_nsecs=operation.runtime.now_nsecs(),
+        custom_metadata=facts.custom_metadata,
+    )
+    documents = {ROOT_DOCUMENT: root, COMMIT_DOCUMENT: _commit_text(path)}
     if not facts.is_step:
         documents[INDICATOR] = b""
-    guests = await _sum_guest_files(operation)
-    documents[ROOT_SEAL] = encode_seal(
-        layout="composite",
-        documents={name: digest(data) for name, data in documents.items()},
-        manifests={
-            posixpath.relpath(join(directory, MANIFEST), draft): sum_
-            for directory, (sum_, _) in operation.manifests.items()
-        },
-        guests=guests,
-    )
+    if sums is not None:
+        digests = {name: digest(data) for name, data in documents.items()}
+        if facts.update is None:
+            documents[ROOT_SEAL] = encode_seal(
+                layout="composite",
+                documents=digests,
+                manifests=sums.manifests,
+                guests=sums.guests,
+            )
+        else:
+            documents[update_record(operation.update)] = encode_update(
+                facts.update,
+                documents=digests,
+                manifests=sums.manifests,
+                guests=sums.guests,
+            )
     for name, data in documents.items():
         await _write(operation, name, data)
+    return root
+
+
+async def write_item_commit(operation: Operation, name: str, path: str) -> Digest:
+    """Writes the commit file that every item of a step has."""
+    text = _commit_text(path)
+    await _write(operation, f"{name}/{COMMIT_DOCUMENT}", text)
+    return digest(text)
 
 
 async def _write(operation: Operation, name: str, data: bytes) -> None:

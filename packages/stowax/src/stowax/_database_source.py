@@ -51,6 +51,10 @@ class DatabaseSource:
         storages: How the array of each leaf is stored; None: the other source has it.
         entries: The database.
         others: Makes that other source, if it is needed.
+
+    Attributes:
+        manifest: See above.
+        entries: See above.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class DatabaseSource:
         others: Callable[[Sequence[LeafEntry]], ArraySource],
     ) -> None:
         self.manifest = manifest
+        self.entries = entries
         self._storages = storages
         self._index = DatabaseIndex(
             store, directory, manifest.leaves, storages, entries
@@ -109,6 +114,7 @@ async def open_database(
     use_zarr3: bool,
     fills_missing: bool,
     others: Callable[[Sequence[LeafEntry]], ArraySource],
+    databases: Sequence[str] = ("",),
 ) -> DatabaseSource | None:
     """Reads the index of an item's database; None: it is not of a kind read here.
 
@@ -119,6 +125,8 @@ async def open_database(
         use_zarr3: Arrays are zarr3, and not zarr2.
         fills_missing: A chunk that is missing has the fill value of its array.
         others: Makes the source of arrays that cannot be read here.
+        databases: Where in the item it begins: "", or the directories of processes,
+            each with one of its own, as long as nobody has merged them.
 
     Raises:
         CorruptCheckpointError: The index or the document of an array is missing or
@@ -134,9 +142,12 @@ async def open_database(
         for leaf in manifest.leaves
     ]
     # An item of strings alone has no database.
-    entries = await _read_entries(store, directory) if any(keys) else {}
-    if entries is None:
-        return None
+    entries: dict[str, bytes | Reference] = {}
+    for database in databases if any(keys) else ():
+        found = await _read_entries(store, directory, database)
+        if found is None:
+            return None
+        entries |= found
     documents = await _read_documents(store, directory, entries, filter(None, keys))
 
     @uncollected()
@@ -169,8 +180,14 @@ async def open_database(
     )
 
 
-async def _read_entries(store: Store, directory: str) -> Entries | None:
-    """Every key of the database; None: it is not of a kind read here."""
+async def _read_entries(
+    store: Store, directory: str, database: str
+) -> dict[str, bytes | Reference] | None:
+    """Every key of a database; None: it is not of a kind read here.
+
+    Paths are relative to the item, wherever in it the database begins.
+    """
+    item, directory = directory, join(directory, database) if database else directory
     path = join(directory, DATABASE)
     try:
         manifest = await read_bytes(store, path)
@@ -185,7 +202,14 @@ async def _read_entries(store: Store, directory: str) -> Entries | None:
         return None
     except CorruptCheckpointError as error:
         raise CorruptCheckpointError(f"{directory}: {error}") from error
-    return decoder.entries
+    if directory == item:
+        return decoder.entries
+    return {
+        key: value
+        if isinstance(value, bytes)
+        else value._replace(path=f"{database}/{value.path}")
+        for key, value in decoder.entries.items()
+    }
 
 
 @uncollected()

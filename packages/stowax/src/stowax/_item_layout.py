@@ -67,6 +67,8 @@ class ItemLayout:
     """Of the documents of arrays."""
     tells_orbax_of_arrays: bool = True
     """Whether `array_metadatas` is written."""
+    is_update: bool = False
+    """Whether it is a part of a session, so that every process has a database."""
     documents: dict[Hashable, Any] = field(default_factory=dict, compare=False)
     """What follows from it and has been encoded, for the next save."""
 
@@ -91,6 +93,7 @@ def stage_item(
     budget: Budget,
     limit_bytes: int,
     known: Recent[ItemLayout],
+    is_update: bool = False,
 ) -> StagedItem:
     """Checks, names and plans what this process writes of a tree.
 
@@ -104,6 +107,7 @@ def stage_item(
         budget: Counts the memory that staging takes.
         limit_bytes: What all saves together may take of it.
         known: Layouts of earlier saves; gets this one.
+        is_update: Whether it is a part of a session.
 
     Raises:
         TreeError: Names every leaf that stands in the way.
@@ -115,7 +119,8 @@ def stage_item(
     def lay_out(part_limit_bytes: int) -> ItemLayout:
         key = None
         if not leaves.are_taught and saving.storage_of_leaf is None:
-            identity = processes.index, processes.count, part_limit_bytes, first
+            process = processes.index, processes.count
+            identity = process, part_limit_bytes, first, is_update
             # To NumPy, None is equal to float64.
             is_converted = saving.storage.dtype is not None
             flat = values.flat
@@ -130,6 +135,7 @@ def stage_item(
             codec=codec,
             first=first,
             part_limit_bytes=part_limit_bytes,
+            is_update=is_update,
         )
         if key is not None:
             known.add(key, layout)
@@ -166,6 +172,7 @@ def _lay_out(
     codec: str | None,
     first: Sequence[int],
     part_limit_bytes: int,
+    is_update: bool,
 ) -> ItemLayout:
     flat, processes = values.flat, values.processes
     check_names(flat.root)
@@ -174,6 +181,7 @@ def _lay_out(
         [n for n, d in zip(flat.names, described, strict=True) if d.text is not None]
     )
     alone = processes.count == 1
+    is_merged = alone and not is_update
     storages = plan_storage(flat, described, saving, codec)
     # By form: leaves that are alike share everything that is made of them.
     shared: dict[Hashable, ArrayLayout] = {}
@@ -198,7 +206,7 @@ def _lay_out(
     plan = plan_write(
         early | layouts,  # Of a leaf in both, the place in the first.
         process_index=processes.index,
-        data_directory="d/" if alone else f"{PROCESS_PREFIX}{processes.index}/d/",
+        data_directory="d/" if is_merged else f"{PROCESS_PREFIX}{processes.index}/d/",
         sharing=Sharing(
             is_on=saving.share_among_replicas,
             from_bytes=saving.share_from_bytes,
@@ -234,6 +242,7 @@ def _lay_out(
         use_ocdbt=saving.use_ocdbt,
         zarr_version=zarr_version,
         tells_orbax_of_arrays=saving.record_array_metadata,
+        is_update=is_update,
     )
 
 

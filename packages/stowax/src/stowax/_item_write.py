@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,13 +35,14 @@ from stowax._codecs._zarr import (
     array_document,
     chunk_key,
 )
+from stowax._database_index import DATABASE
 from stowax._engine_write import HostParts, write_chunks
 from stowax._formats._orbax_tree_write import encode_documents
-from stowax._formats._stowax import MANIFEST, PART_PREFIX
+from stowax._formats._stowax import MANIFEST, PROCESS_PREFIX, RecordNames, record_names
 from stowax._item_layout import ItemLayout, StagedItem
 from stowax._keypath import array_prefix, shown_name
 from stowax._loop import on_worker
-from stowax._manifest import Digest, LeafForm, Manifest
+from stowax._manifest import ChunkTable, Digest, LeafForm, Manifest
 from stowax._operation import ItemPart, Operation
 from stowax._plan._write import AUTO_CODEC, FilePlan
 from stowax._report import Report, Tally
@@ -59,7 +60,7 @@ async def write_part(staged: StagedItem, directory: str, operation: Operation) -
     `complete_items` with what all processes tell (`told_parts`).
     """
     store = operation.store
-    name = f"{PART_PREFIX}{operation.processes.index}"
+    name = f"{record_names(operation.update).part_prefix}{operation.processes.index}"
     is_shared = operation.processes.count > 1
     structure = await on_worker(_structure, staged) if is_shared else b""
     report, plan = operation.report, staged.layout.plan
@@ -249,6 +250,7 @@ async def _write_documents(
         staged,
         directory,
         told,
+        record_names(operation.update),
         now_nsecs,
         rich_types=operation.settings.rich_types,
     )
@@ -264,12 +266,15 @@ def _completion(
     staged: StagedItem,
     directory: str,
     told: Sequence[bytes],
+    names: RecordNames,
     now_nsecs: int,
     *,
     rich_types: bool,
 ) -> _Completion:
     head_bytes = _STRUCTURE_BYTES if len(told) > 1 else 0
-    parts = {f"{PART_PREFIX}{i}": data[head_bytes:] for i, data in enumerate(told)}
+    parts = {
+        f"{names.part_prefix}{i}": data[head_bytes:] for i, data in enumerate(told)
+    }
     tables = tuple(map(decode_part, parts.values()))
     layout = staged.layout
     manifest = Manifest(root=layout.root, leaves=layout.entries, chunks=tables)
@@ -282,14 +287,9 @@ def _completion(
     documents, digests = dict(fixed.documents), dict(fixed.digests)
     has_arrays = any(entry.form.dtype is not None for entry in layout.entries)
     if layout.use_ocdbt and has_arrays:
-        index, head = encode_database(
-            _index_entries(manifest, layout.zarr_version),
-            node_path="d/index",
-            uuid=uuid.uuid4().bytes,
-            commit_time_nsecs=now_nsecs,
-        )
-        for name, data in (("d/index", index), ("manifest.ocdbt", head)):
-            documents[name], digests[name] = data, digest(data)
+        databases = _databases(manifest, layout, now_nsecs)
+        documents |= databases
+        digests |= {name: digest(data) for name, data in databases.items()}
     root = encode_root(
         fixed.structure,
         documents=digests,
@@ -297,7 +297,7 @@ def _completion(
     )
     data_files = (name for table in tables for name in table.files)
     return _Completion(
-        files={**documents, MANIFEST: root},
+        files={**documents, names.manifest: root},
         manifest=digest(root),
         covered=frozenset([*documents, *parts, *data_files]),
     )
@@ -319,14 +319,15 @@ def _fixed_documents(
     documents = encode_documents(
         manifest,
         process_count=process_count,
-        manifest_name=MANIFEST,
+        # Orbax takes what stands there over into what it makes of a session.
+        manifest_name=None if layout.is_update else MANIFEST,
         use_ocdbt=layout.use_ocdbt,
         use_zarr3=layout.zarr_version == 3,
         rich_types=rich_types,
         array_metadata=layout.tells_orbax_of_arrays,
     )
     if not layout.use_ocdbt:
-        documents |= _array_documents(manifest, layout.zarr_version)
+        documents |= array_documents(manifest, layout.zarr_version)
     return _FixedDocuments(
         documents=documents,
         digests={name: digest(data) for name, data in documents.items()},
@@ -334,7 +335,7 @@ def _fixed_documents(
     )
 
 
-def _array_documents(manifest: Manifest, version: ZarrVersion) -> dict[str, bytes]:
+def array_documents(manifest: Manifest, version: ZarrVersion) -> dict[str, bytes]:
     """The document of every array that is a directory, by path."""
     return {
         f"{array_prefix(name)}{DOCUMENT_NAMES[version]}": array_document(
@@ -345,25 +346,78 @@ def _array_documents(manifest: Manifest, version: ZarrVersion) -> dict[str, byte
     }
 
 
-def _index_entries(
-    manifest: Manifest, version: ZarrVersion
+def _databases(
+    manifest: Manifest, layout: ItemLayout, now_nsecs: int
+) -> dict[str, bytes]:
+    """The index of the item, or of what each process wrote of it, by path."""
+    tables, version = manifest.chunks or (), layout.zarr_version
+    if not layout.is_update:
+        return encode_index("", index_entries(manifest, version, tables), now_nsecs)
+    found: dict[str, bytes] = {}
+    for process, table in enumerate(tables):
+        prefix = f"{PROCESS_PREFIX}{process}/"
+        files = tuple([name.removeprefix(prefix) for name in table.files])
+        # Whoever merges them finds the documents in the first one.
+        entries = index_entries(
+            manifest,
+            version,
+            [replace(table, files=files)],
+            documented=None if process == 0 else (),
+        )
+        if entries:
+            found |= encode_index(prefix, entries, now_nsecs)
+    return found
+
+
+def encode_index(
+    prefix: str, entries: Iterable[tuple[str, bytes | Reference]], now_nsecs: int
+) -> dict[str, bytes]:
+    """The files of a database, by path.
+
+    Args:
+        prefix: Where it begins; references in it are relative to that.
+        entries: What it lists.
+        now_nsecs: The time.
+    """
+    index, head = encode_database(
+        entries,
+        node_path="d/index",
+        uuid=uuid.uuid4().bytes,
+        commit_time_nsecs=now_nsecs,
+    )
+    return {f"{prefix}d/index": index, f"{prefix}{DATABASE}": head}
+
+
+def index_entries(
+    manifest: Manifest,
+    version: ZarrVersion,
+    tables: Sequence[ChunkTable],
+    *,
+    documented: Container[int] | None = None,
 ) -> list[tuple[str, bytes | Reference]]:
-    """What OCDBT has to list: a document per array, a reference per chunk."""
+    """What OCDBT has to list: a document per array, a reference per chunk.
+
+    Args:
+        manifest: The item.
+        version: Of the documents of arrays.
+        tables: The chunks.
+        documented: Leaves whose documents are listed; None: all.
+    """
     trailer_bytes = TRAILER_BYTES if version == 3 else 0
     entries: list[tuple[str, bytes | Reference]] = []
     prefixes: list[str] = []
     chunks: list[_ChunkKeys] = []
     known: dict[int, _ChunkKeys] = {}
-    for _, name, form in manifest.leaves:
+    for leaf, (_, name, form) in enumerate(manifest.leaves):
         prefix = array_prefix(name)
         keys = known.get(id(form))
         if keys is None:
             keys = known[id(form)] = _ChunkKeys(form, version)
         prefixes.append(prefix)
         chunks.append(keys)
-        if keys.document is not None:
+        if keys.document is not None and (documented is None or leaf in documented):
             entries.append((f"{prefix}{DOCUMENT_NAMES[version]}", keys.document))
-    for table in manifest.chunks or ():
+    for table in tables:
         columns = (
             table.leaf,
             table.chunk,

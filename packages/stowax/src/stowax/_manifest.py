@@ -114,6 +114,9 @@ class ChunkTable:
     """uint32[m]"""
     block_bytes: int
     """Length of a block."""
+    has_remains: bool = False
+    """Whether in the files lie chunks, too, that were replaced; else zeros are between
+    those that are listed."""
 
     def __len__(self) -> int:
         return len(self.leaf)

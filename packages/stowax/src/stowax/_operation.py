@@ -31,7 +31,7 @@ from stowax._budget import Scratch
 from stowax._deadline import Timed, too_late, wait_for_guests, within
 from stowax._environment import report_of, runtime_of, store_of
 from stowax._events import Verb
-from stowax._formats._stowax import MANIFEST, PART_PREFIX, PROCESS_PREFIX
+from stowax._formats._stowax import PART_PREFIX, PROCESS_PREFIX, record_names
 from stowax._loop import on_worker
 from stowax._manifest import Digest
 from stowax._processes import Processes
@@ -90,6 +90,8 @@ class Operation:
     settings: Settings
     verb: str = "save"
     """What it does; see `in_place`."""
+    update: str = ""
+    """Of a save to a session, the id of the update; see `_session`."""
     borrow: bool = False
     """Whether the caller leaves values alone until the operation ends."""
     phase: str = "beginning"
@@ -366,7 +368,8 @@ class Operation:
                 continue
             name = path[len(directory) + 1 :]
             if directory in self.manifests:
-                is_covered = name == MANIFEST or name in self.manifests[directory][1]
+                manifest = record_names(self.update).manifest
+                is_covered = name == manifest or name in self.manifests[directory][1]
             else:
                 is_covered = name in part.files or name.startswith(_ENGINE_PREFIXES)
             if is_covered:

@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from stowax._budget import Budget
+from stowax._calls import Calls
 from stowax._loop import Loop, Workers
 from stowax._memory import spare_memory_bytes
 from stowax._processes import Processes, default_processes
@@ -80,6 +81,8 @@ class Runtime:
         self.layouts: Recent[Any] = Recent(4)
         """How the last few structures that were saved are laid out; see `_item_layout`.
         """
+        self.session_calls: Calls[Any] = Calls()
+        """Saves to sessions of partial saves, by session; see `_save_update`."""
         self._processes = processes
         self._worker_count = worker_count
         self._clock_nsecs = clock_nsecs

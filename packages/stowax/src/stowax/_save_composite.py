@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from stowax._commit import abandon, begin, commit, conclude
@@ -77,7 +77,7 @@ def _stage_all(
     started_nsecs = runtime.now_nsecs()
     chosen: dict[str, Any] = {}
     if failure is None:
-        chosen, failure = _choose(location, checkpointables, settings, runtime)
+        chosen, failure = choose(location, checkpointables, settings, runtime)
     operation = runtime.run(
         begin(
             location,
@@ -88,6 +88,42 @@ def _stage_all(
             failure=failure,
         )
     )
+
+    async def finish(work: Mapping[str, Awaitable[None]]) -> None:
+        await commit(
+            operation,
+            location,
+            finish=lambda: finish_items(operation, work),
+            seal=lambda told: seal_root(
+                operation,
+                location,
+                typestrs(chosen),
+                facts,
+                told,
+                started_nsecs=started_nsecs,
+            ),
+            replace=overwrite,
+        )
+        await conclude(operation, location)
+
+    return stage_items(operation, checkpointables, chosen, finish)
+
+
+def stage_items(
+    operation: Operation,
+    checkpointables: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+    finish: Callable[[Mapping[str, Awaitable[None]]], Coroutine[Any, Any, None]],
+) -> Staged:
+    """Does the first phase of every handler, into the draft of an operation.
+
+    Args:
+        operation: Under way.
+        checkpointables: By name.
+        chosen: The handler of each.
+        finish: Does what is left, given the second phases.
+    """
+    runtime = operation.runtime
     work: dict[str, Awaitable[None]] = {}
 
     def let_go() -> None:
@@ -101,28 +137,15 @@ def _stage_all(
         raise
     if failure is not None:
         runtime.run(_give_up(operation, work, failure))
-
-    async def finish() -> None:
-        await commit(
-            operation,
-            location,
-            finish=lambda: finish_items(operation, work),
-            seal=lambda told: seal_root(
-                operation,
-                location,
-                {name: typestr_of(handler) for name, handler in chosen.items()},
-                facts,
-                told,
-                started_nsecs=started_nsecs,
-            ),
-            replace=overwrite,
-        )
-        await conclude(operation, location)
-
-    return Staged(finish, let_go)
+    return Staged(lambda: finish(work), let_go)
 
 
-def _choose(
+def typestrs(chosen: Mapping[str, Any]) -> dict[str, str]:
+    """What to record of the handlers of checkpointables."""
+    return {name: typestr_of(handler) for name, handler in chosen.items()}
+
+
+def choose(
     location: str,
     checkpointables: Mapping[str, Any],
     settings: Settings,

@@ -10,6 +10,7 @@ from stowax._formats._base import RESERVED_NAMES
 from stowax._formats._orbax_json import (
     COMMIT_DOCUMENT,
     INDICATOR,
+    PARTIAL_MARK,
     ROOT_DOCUMENT,
     UNFINISHED_MARK,
 )
@@ -41,13 +42,20 @@ def check_name(name: Any) -> None:
     raise InvalidNameError(f"the checkpointable name {name!r} {reason}")
 
 
-def check_directory(location: str) -> None:
+def check_directory(location: str, *, is_update: bool = False) -> None:
     """Refuses a path whose last part a file system does not take, or not as a draft.
+
+    Args:
+        location: The path.
+        is_update: Whether it is saved in parts, whose names are longer.
 
     Raises:
         InvalidNameError: Says why.
     """
-    limit_bytes = _NAME_LIMIT_BYTES - (len(draft_of(location)) - len(location))
+    longest = draft_of(location)
+    if is_update:
+        longest = f"{location}{PARTIAL_MARK}.pending_{10**19}_{'0' * 32}"
+    limit_bytes = _NAME_LIMIT_BYTES - (len(longest) - len(location))
     problem = _unwritable(posixpath.basename(location), limit_bytes)
     if problem is not None:
         raise InvalidNameError(

@@ -148,6 +148,7 @@ def stage_save(
     overwrite: bool,
     in_background: bool,
     failure: Exception | None = None,
+    is_update: bool = False,
 ) -> StagedSave:
     """Does the first phase of a save; what remains is to commit it.
 
@@ -158,6 +159,7 @@ def stage_save(
         overwrite: Whether what is at the path is replaced.
         in_background: Whether the caller goes on meanwhile.
         failure: Why this process cannot take part; raised when the others know.
+        is_update: Whether it is one of several saves to a session, which may overlap.
     """
     check_flags(overwrite=overwrite)
     runtime = runtime_of(settings)
@@ -169,9 +171,12 @@ def stage_save(
                 "choose another"
             )
     if store_of(settings, location).has_directories:
-        check_directory(location)
-    reservation = reservation_of(settings, location)
-    settings, report = reported("save", location, settings, in_background=in_background)
+        check_directory(location, is_update=is_update)
+    reservation = object() if is_update else reservation_of(settings, location)
+    reported_path = f"{location}{PARTIAL_MARK}" if is_update else location
+    settings, report = reported(
+        "save", reported_path, settings, in_background=in_background
+    )
     is_reserved = runtime.reserve(reservation)
     try:
         if not is_reserved and failure is None:

@@ -24,6 +24,7 @@ handle the other:
     │   │   └── DeletedArrayError    (RuntimeError)
     │   ├── TreeMismatchError
     │   ├── RenameError
+    │   ├── PartialSaveReplacementError
     │   ├── LeafNotFoundError        (KeyError)
     │   └── LeafIndexError           (IndexError)
     ├── CorruptCheckpointError       (ValueError)
@@ -79,6 +80,7 @@ __all__ = [
     "NoChecksumsError",
     "NotADirectoryLayoutError",
     "NothingToDeleteError",
+    "PartialSaveReplacementError",
     "PeerFailedError",
     "ProcessesError",
     "RenameError",
@@ -205,6 +207,10 @@ class TreeMismatchError(TreeError):
 
 class RenameError(TreeError):
     """Rules of `PyTreeOptions.Loading.rename` that no load could follow."""
+
+
+class PartialSaveReplacementError(TreeError):
+    """A partial save names what its session has already, and may not replace it."""
 
 
 class LeafNotFoundError(TreeError, KeyError):

@@ -10,7 +10,8 @@ reading walks over chunks in Python:
     bytes 8-11    u32 format version
     bytes 12-15   u32 length h of the header
     h bytes       JSON header: data files with their sizes, rows n, sums m, bytes
-                  between two sums of a payload (in version 1 always a MiB)
+                  between two sums of a payload (in version 1 always a MiB), whether
+                  there are remains of other chunks between those of the rows
     28 n bytes    columns leaf u32, file u32, chunk u64, offset u64, length u64 …
     …             sum_ends u64[n], sums u32[m]
     last 4 bytes  CRC-32C of everything before
@@ -45,10 +46,11 @@ from stowax._uncollected import uncollected
 from stowax.errors import CorruptCheckpointError
 
 SEAL, _ITEM = "stowax-checkpoint", "stowax-item"
+UPDATE, FINALIZED = "stowax-update", "stowax-finalized"
 
 # A document says the lowest version whose readers understand it, so that what makes no
 # use of newer things stays readable for older releases.
-_NEWEST = {SEAL: 1, _ITEM: 3}
+_NEWEST = {SEAL: 1, _ITEM: 3, UPDATE: 1, FINALIZED: 1}
 _SINCE_FORMS = 3
 """Before, every leaf stood there with a form of its own."""
 
@@ -183,15 +185,15 @@ def check_version(document: Mapping[str, Any], name: str) -> None:
 
 def encode_part(table: ChunkTable) -> bytes:
     """The chunk table of one process."""
-    header = json.dumps(
-        {
-            "files": list(zip(table.files, table.file_size_bytes, strict=True)),
-            "rows": len(table),
-            "sums": len(table.sums),
-            "block": table.block_bytes,
-        },
-        separators=(",", ":"),
-    ).encode()
+    said: dict[str, Any] = {
+        "files": list(zip(table.files, table.file_size_bytes, strict=True)),
+        "rows": len(table),
+        "sums": len(table.sums),
+        "block": table.block_bytes,
+    }
+    if table.has_remains:
+        said["remains"] = True
+    header = json.dumps(said, separators=(",", ":")).encode()
     pieces = [_PREFIX.pack(_MAGIC, _TABLE_VERSION, len(header)), header]
     pieces += [
         np.ascontiguousarray(getattr(table, name), dtype).tobytes()
@@ -234,6 +236,7 @@ def decode_part(data: bytes) -> ChunkTable:
             file_size_bytes=tuple(int(size) for _, size in header["files"]),
             sums=np.frombuffer(data, "<u4", sums, offset),
             block_bytes=block_bytes,
+            has_remains=bool(header.get("remains")),
             **columns,
         )
     except (KeyError, TypeError, ValueError) as error:

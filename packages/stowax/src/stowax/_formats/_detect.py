@@ -154,8 +154,8 @@ def _refuse_unfinished(path: str) -> None:
         )
     if PARTIAL_MARK in name:
         raise InvalidLayoutError(
-            f"{path} belongs to a partial save that was not finalized. Finish it with "
-            "the library that began it, or load another checkpoint."
+            f"{path} belongs to a session of partial saves that is not finished. "
+            "Finish it with `partial.finalize`, or load another checkpoint."
         )
 
 

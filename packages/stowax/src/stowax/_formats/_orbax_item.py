@@ -42,6 +42,9 @@ from stowax.errors import CorruptCheckpointError, InvalidLayoutError
 if TYPE_CHECKING:
     from stowax._tensorstore import TensorStoreSource
 
+_OF_A_PROCESS = "ocdbt.process_"
+"""Begin of the names of the directories in which processes have their databases."""
+
 AGGREGATE_DOCUMENT = "checkpoint"
 """The whole tree as msgpack: all there was before 2024."""
 
@@ -53,6 +56,7 @@ async def open_tree(
     verify: bool,
     rich_types: bool = False,
     fills_missing: bool = False,
+    is_merged: bool = True,
 ) -> TreeItem:
     """Opens a tree item: its documents, and the metadata of every array.
 
@@ -62,6 +66,7 @@ async def open_tree(
         verify: Whether an item that names a manifest must have it.
         rich_types: Whether tuples and NamedTuples are told apart where that is known.
         fills_missing: Whether missing chunks are zeros, whatever the item says of them.
+        is_merged: Whether the databases of all processes have been made into one.
 
     Raises:
         InvalidLayoutError: It is no tree item, or not one that can be read here.
@@ -100,7 +105,10 @@ async def open_tree(
 
     use_ocdbt = DATABASE in names if said.use_ocdbt is None else said.use_ocdbt
     has_arrays = any(leaf.form.kind != "string" for leaf in said.manifest.leaves)
-    if has_arrays and use_ocdbt and DATABASE not in names:
+    databases = [""]
+    if not is_merged:
+        databases = sorted(name for name in names if name.startswith(_OF_A_PROCESS))
+    if has_arrays and use_ocdbt and is_merged and DATABASE not in names:
         raise CorruptCheckpointError(
             f"{path}: {DATABASE}, the table of contents of its arrays, is missing"
             + _found(entries)
@@ -110,6 +118,7 @@ async def open_tree(
         path,
         said,
         use_ocdbt=use_ocdbt or not has_arrays,
+        databases=databases,
         # zarr2 never left a chunk out.
         fills_missing=fills_missing or (said.use_zarr3 and not said.stores_fill_value),
     )
@@ -127,6 +136,7 @@ async def _open_arrays(
     said: TreeDocuments,
     *,
     use_ocdbt: bool,
+    databases: Sequence[str],
     fills_missing: bool,
 ) -> tuple[Manifest, ArraySource]:
     """The item with what its arrays are, and what reads them."""
@@ -158,6 +168,7 @@ async def _open_arrays(
             use_zarr3=said.use_zarr3,
             fills_missing=fills_missing,
             others=by_tensorstore,
+            databases=databases,
         )
         if database is not None:
             return database.manifest, database

@@ -51,6 +51,27 @@ from stowax.errors import CorruptCheckpointError, UnsupportedLeafError
 ROOT_SEAL = "stowax.json"
 MANIFEST = "stowax.manifest"
 PART_PREFIX = "stowax.chunks."
+
+
+class RecordNames(NamedTuple):
+    """What our records in an item are called."""
+
+    manifest: str
+    part_prefix: str
+    """Begin of the names of chunk tables; the number of a process follows."""
+
+
+def record_names(update: str = "") -> RecordNames:
+    """Names of records: those of a checkpoint, or of an update of a session.
+
+    Args:
+        update: The id of the update; "" for a checkpoint.
+    """
+    if not update:
+        return RecordNames(MANIFEST, PART_PREFIX)
+    return RecordNames(f"{MANIFEST}.{update}", f"{PART_PREFIX}{update}.")
+
+
 PROCESS_PREFIX = "ocdbt.process_"
 """Begin of the data area of a process; Orbax looks for the same."""
 
@@ -206,7 +227,12 @@ async def _read_deletion(store: Store, path: str) -> str | None:
 
 
 async def open_tree_item(
-    store: Store, path: str, expected: Digest | None, *, verify: bool
+    store: Store,
+    path: str,
+    expected: Digest | None,
+    *,
+    verify: bool,
+    manifest_name: str = MANIFEST,
 ) -> TreeItem:
     """Opens an item by its manifest.
 
@@ -215,8 +241,9 @@ async def open_tree_item(
         path: The directory of the item.
         expected: What the seal of the checkpoint says of the manifest, if known.
         verify: Whether checksums are compared.
+        manifest_name: What the manifest is called.
     """
-    location = join(path, MANIFEST)
+    location = join(path, manifest_name)
     try:
         data = await read_document(store, location, expected, verify)
         root = await on_worker(decode_root, data)
@@ -225,7 +252,7 @@ async def open_tree_item(
             location = join(path, name)
             part = await read_document(store, location, recorded, verify)
             tables.append(await on_worker(decode_part, part))
-        location = join(path, MANIFEST)
+        location = join(path, manifest_name)
         return await on_worker(_tree_item, store, path, root, tables, verify=verify)
     except CorruptCheckpointError as error:
         if str(error).startswith(location):

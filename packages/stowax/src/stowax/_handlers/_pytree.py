@@ -38,7 +38,7 @@ class PyTreeHandler(OwnHandler):
             checksums.
         leaf_handler_registry: Of Orbax; must be None. Leaves of your own types are
             taught by `PyTreeOptions.leaf_handlers`.
-        partial_save_mode: Of Orbax; must be False. Save the tree as a whole.
+        partial_save_mode: Of Orbax; must be False. `stowax.partial` needs no mode.
 
     Raises:
         UnsupportedOptionError: One of the last three is not at its default.
@@ -103,6 +103,7 @@ class PyTreeHandler(OwnHandler):
                     runtime.spare_memory_bytes(), runtime.staging_budget.taken_bytes
                 ),
                 known=runtime.layouts,
+                is_update=bool(operation.update),
             )
             if (report := operation.report) is not None:
                 report.expect(staged.layout.plan.array_bytes)
@@ -226,7 +227,7 @@ class PyTreeHandler(OwnHandler):
 _INSTEAD = {
     "array_metadata_validator": "what is loaded is verified by checksums",
     "leaf_handler_registry": "give `Context.pytree.leaf_handlers` what they handle",
-    "partial_save_mode": "save the tree as a whole",
+    "partial_save_mode": "use `stowax.partial`, in which any handler takes part",
 }
 """What we offer in place of arguments that only Orbax knows."""
 

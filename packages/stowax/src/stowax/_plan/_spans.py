@@ -129,7 +129,8 @@ def plan_checks(
 
     Args:
         table: Its rows lie anywhere in the files.
-        positions: Leaves whose chunks are compared; None: all, and all other bytes.
+        positions: Leaves whose chunks are compared; None: all, and all other bytes,
+            unless these are remains of other chunks.
     """
     rows = np.lexsort((table.offset_bytes, table.file))
     if positions is not None:
@@ -141,7 +142,7 @@ def plan_checks(
             size_bytes=table.file_size_bytes[file],
             table=table,
             rows=rows[borders[file] : borders[file + 1]].tolist(),
-            is_whole=positions is None,
+            is_whole=positions is None and not table.has_remains,
         )
         for file, name in enumerate(table.files)
     ]
