@@ -30,10 +30,10 @@ class SaveArgs:
     """The leaf is converted to it before it is written; None keeps its own."""
 
     chunk_byte_size: int | None = None
-    """Largest size of one chunk of the array; None leaves the choice to the writer."""
+    """Largest size of a chunk of the array; None leaves the choice to the writer."""
 
     shard_axes: tuple[int, ...] = ()
-    """Axes along which to cut first, where `chunk_byte_size` asks for smaller chunks."""
+    """Axes along which to cut first where `chunk_byte_size` asks for small chunks."""
 
     def __post_init__(self) -> None:
         if self.aggregate:
@@ -59,7 +59,7 @@ class RestoreArgs:
     """
 
     restore_type: Any = None
-    """`numpy.ndarray`, `jax.Array`, `int`, `float` or `str`; None for what was saved."""
+    """`numpy.ndarray`, `jax.Array`, `int`, `float`, `str`; None for what was saved."""
 
     dtype: Any = None
     """The leaf is converted to it; None keeps what was saved."""
