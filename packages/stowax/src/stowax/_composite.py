@@ -29,13 +29,15 @@ from stowax._formats._orbax_json import (
     encode_root,
 )
 from stowax._formats._stowax import MANIFEST, ROOT_SEAL, encode_seal
+from stowax._handlers._base import FinalizingHandler
 from stowax._item_write import complete_items, told_parts
 from stowax._loop import on_worker
 from stowax._manifest import Digest
 from stowax._operation import EngineTask, Operation
+from stowax._operation_path import OperationPath
 from stowax._stores._base import join, walk
 from stowax._tasks import drop, finish_all, noting
-from stowax.errors import SaveError
+from stowax.errors import HandlerError, SaveError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +47,12 @@ class RootFacts:
     custom_metadata: Mapping[str, Any]
     metrics: Any = None
     is_step: bool = False
-    """A step of a training run, which Orbax arranges a little differently: without
-    the indicator of its v1 layout, and with a commit file in every item."""
+    """A step of a training run, or what the older API saves, which Orbax arranges a
+    little differently: without the indicator of its v1 layout, and with a commit file
+    in every item."""
+    is_direct: bool = False
+    """There is one checkpointable, of the name "", whose files lie at the root, as the
+    older API saves it."""
 
 
 async def finish_items(
@@ -84,7 +90,7 @@ async def finish_items(
 async def _finish_one(
     operation: Operation, name: str, awaitable: Awaitable[None]
 ) -> None:
-    directory = join(operation.directory, name)
+    directory = operation.directory_of(name)
     if isinstance(awaitable, EngineTask):
         await asyncio.wrap_future(awaitable.future)
         await operation.store.make_directory(directory)
@@ -141,6 +147,32 @@ async def _sync_guest_files(operation: Operation, directory: str) -> None:
             missing = error.filename
 
 
+async def finalize_items(operation: Operation, handlers: Mapping[str, Any]) -> None:
+    """Lets guests finish what all processes have written; in the primary only.
+
+    Args:
+        operation: Under way; every process has written its part.
+        handlers: That of every checkpointable.
+
+    Raises:
+        HandlerError: A guest has something to finish, and the store is no directory.
+    """
+    for name, handler in sorted(handlers.items()):
+        if not isinstance(handler, FinalizingHandler):
+            continue
+        directory = operation.directory_of(name)
+        if not operation.store.has_directories:
+            raise HandlerError(
+                f"the handler of {name!r} has a `finalize`, which needs the files of "
+                f"all processes in a directory; {operation.store.description} has none"
+            )
+        operation.phase = f"finalizing {name or 'the item'}"
+        with noting(f"while finalizing the checkpointable {name!r}"):
+            local = OperationPath(operation, directory).path
+            await operation.run_guest(handler.finalize_item(local))
+        await _sync_guest_files(operation, directory)
+
+
 async def seal_root(
     operation: Operation,
     path: str,
@@ -175,18 +207,18 @@ async def seal_root(
     }
     documents = {
         ROOT_DOCUMENT: encode_root(
-            typestrs=recorded,
+            typestrs=recorded[""] if facts.is_direct else recorded,
             init_timestamp_nsecs=started_nsecs,
             commit_timestamp_nsecs=operation.runtime.now_nsecs(),
             custom_metadata=facts.custom_metadata,
         ),
         COMMIT_DOCUMENT: _commit_text(path),
     }
-    if not facts.is_step:
+    if not facts.is_step and not facts.is_direct:
         documents[INDICATOR] = b""
     guests = await _sum_guest_files(operation)
     documents[ROOT_SEAL] = encode_seal(
-        layout="composite",
+        layout="direct" if facts.is_direct else "composite",
         documents={name: digest(data) for name, data in documents.items()},
         manifests={
             posixpath.relpath(join(directory, MANIFEST), draft): sum_
@@ -212,7 +244,7 @@ async def _recorded(operation: Operation, name: str, typestr: str) -> str:
     """
     if typestr != STATEFUL_TYPESTR:
         return typestr
-    entries = await operation.store.list(join(operation.directory, name))
+    entries = await operation.store.list(operation.directory_of(name))
     files = {entry.name for entry in entries}
     if ITEM_DOCUMENT in files:
         return PYTREE_TYPESTR

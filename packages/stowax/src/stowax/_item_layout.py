@@ -77,6 +77,8 @@ class StagedItem:
 
     layout: ItemLayout
     staging: Staging
+    custom_metadata: str = "null"
+    """What the user keeps with this item, in JSON; the older API alone has such."""
 
 
 @uncollected()

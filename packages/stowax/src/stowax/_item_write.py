@@ -275,10 +275,17 @@ def _completion(
     manifest = Manifest(root=layout.root, leaves=layout.entries, chunks=tables)
     if len(told) > 1:
         _check_alike(manifest, directory, [message[:head_bytes] for message in told])
-    fixed = layout.documents.get((len(parts), rich_types))
+    key = len(parts), rich_types, staged.custom_metadata
+    fixed = layout.documents.get(key)
     if fixed is None:
-        fixed = _fixed_documents(layout, manifest, len(parts), rich_types=rich_types)
-        layout.documents[len(parts), rich_types] = fixed
+        fixed = _fixed_documents(
+            layout,
+            manifest,
+            len(parts),
+            rich_types=rich_types,
+            custom_metadata=staged.custom_metadata,
+        )
+        layout.documents[key] = fixed
     documents, digests = dict(fixed.documents), dict(fixed.digests)
     has_arrays = any(entry.form.dtype is not None for entry in layout.entries)
     if layout.use_ocdbt and has_arrays:
@@ -314,7 +321,12 @@ class _FixedDocuments:
 
 
 def _fixed_documents(
-    layout: ItemLayout, manifest: Manifest, process_count: int, *, rich_types: bool
+    layout: ItemLayout,
+    manifest: Manifest,
+    process_count: int,
+    *,
+    rich_types: bool,
+    custom_metadata: str,
 ) -> _FixedDocuments:
     documents = encode_documents(
         manifest,
@@ -324,6 +336,7 @@ def _fixed_documents(
         use_zarr3=layout.zarr_version == 3,
         rich_types=rich_types,
         array_metadata=layout.tells_orbax_of_arrays,
+        custom_metadata=custom_metadata,
     )
     if not layout.use_ocdbt:
         documents |= _array_documents(manifest, layout.zarr_version)
