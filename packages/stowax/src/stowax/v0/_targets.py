@@ -8,6 +8,7 @@ say, a last conversion of a leaf, is done to what has been loaded.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -71,7 +72,8 @@ def plan_restore(
         restore_args: A `RestoreArgs` for every leaf; None: all as they are stored.
         stored: The tree of metadata leaves, `PyTreeHandler.metadata(directory)`. Not
             looked at where the first two are None.
-        is_partial: Whether the item may leave out stored leaves.
+        is_partial: Whether the item may leave out stored leaves. Its own leaves that
+            are not stored stay as they are then.
 
     Raises:
         TreeMismatchError: Lists the leaves that have no `RestoreArgs`, or those that
@@ -88,14 +90,14 @@ def plan_restore(
         shape_of = _by_texts(wanted)
     stored_by_texts = _by_texts(stored_flat)
     args = arguments_of(wanted, restore_args)
-    asked = [
-        _ask(
-            stored_by_texts.get(texts, _ABSENT),
-            args.get(texts, RestoreArgs()),
-            shape_of.get(texts),
-        )
-        for texts in map(texts_of, wanted.paths)
-    ]
+    asked: list[_Asked] = []
+    for texts in map(texts_of, wanted.paths):
+        like = shape_of.get(texts)
+        if is_partial and texts not in stored_by_texts:
+            asked.append(_Asked(PLACEHOLDER, functools.partial(_instead, like)))
+            continue
+        leaf_args = args.get(texts, RestoreArgs())
+        asked.append(_ask(stored_by_texts.get(texts, _ABSENT), leaf_args, like))
     return _restoration(wanted, asked, is_partial=is_partial)
 
 
@@ -255,6 +257,10 @@ def _ask(stored: Any, args: RestoreArgs, like: Any) -> _Asked:
         return _ask_number(stored, args, wanted)
     # Strings, bytes, and types that `PyTreeOptions.leaf_handlers` teaches.
     return _Asked(next((c for c in (str, bytes) if issubclass(wanted, c)), wanted))
+
+
+def _instead(like: Any, _: Any) -> Any:
+    return like
 
 
 def _is_told(leaf: Any) -> bool:
