@@ -8,103 +8,50 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental.layout import Format
 
-from stowax._leaves._abstract import ArrayMetadata as _StoredArray
-from stowax._leaves._abstract import CustomLeafMetadata
-from stowax._leaves._abstract import NumpyMetadata as _StoredNumpy
-from stowax._leaves._abstract import StorageMetadata
+from stowax._leaves import _abstract
+from stowax.v0._sharding_metadata import ShardingMetadata, describe_sharding
 
-_SCALAR_DTYPES = {bool: "bool", int: "int64", float: "float64", complex: "complex128"}
-
-
-@dataclass(frozen=True)
-class ShardingMetadata:
-    """How an array was spread over devices that this run has, too.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from stowax import v0 as ocp
-        >>> path = getfixture("tmp_path") / "checkpoint"
-        >>> with ocp.PyTreeCheckpointer() as checkpointer:
-        ...     checkpointer.save(path, {"w": jnp.ones(2)})
-        ...     found = checkpointer.metadata(path).item_metadata["w"]
-        >>> type(found.sharding.to_jax_sharding()).__name__
-        'SingleDeviceSharding'
-    """
-
-    sharding: jax.sharding.Sharding
-
-    def to_jax_sharding(self) -> jax.sharding.Sharding:
-        """The same in JAX's words."""
-        return self.sharding
-
-
-@dataclass(frozen=True)
-class NamedShardingMetadata(ShardingMetadata):
-    """A sharding over a mesh with named axes.
-
-    Example:
-        >>> import jax
-        >>> from stowax.v0.metadata import NamedShardingMetadata
-        >>> mesh = jax.make_mesh((2, 4), ("x", "y"))
-        >>> sharding = jax.sharding.NamedSharding(mesh, jax.P("x"))
-        >>> NamedShardingMetadata(sharding).axis_names
-        ['x', 'y']
-    """
-
-    sharding: jax.sharding.NamedSharding
-
-    @property
-    def shape(self) -> np.ndarray:
-        """Lengths of the axes of the mesh."""
-        return np.array(list(self.sharding.mesh.shape.values()))
-
-    @property
-    def axis_names(self) -> list[str]:
-        """Names of the axes of the mesh."""
-        return [str(name) for name in self.sharding.mesh.axis_names]
-
-    @property
-    def partition_spec(self) -> tuple[Any, ...]:
-        """Which axis of the mesh each axis of the array is spread over."""
-        return tuple(self.sharding.spec)
-
-
-@dataclass(frozen=True)
-class SingleDeviceShardingMetadata(ShardingMetadata):
-    """An array on one device.
-
-    Example:
-        >>> import jax
-        >>> from stowax.v0.metadata import SingleDeviceShardingMetadata
-        >>> sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        >>> SingleDeviceShardingMetadata(sharding).device_str == str(jax.devices()[0])
-        True
-    """
-
-    @property
-    def device_str(self) -> str:
-        """The device, as JAX calls it."""
-        (device,) = self.sharding.device_set
-        return str(device)
+_DTYPES = {bool: np.bool_, int: np.int64, float: np.float64, complex: np.complex128}
+"""Of numbers; in this order, because a bool is an int, too."""
 
 
 @dataclass
 class Metadata:
-    """What all leaves have.
+    """What all leaves have. Where one lies makes no difference to `==`.
 
     Example:
         >>> from stowax.v0 import metadata
-        >>> metadata.StringMetadata(name="a.b", directory=None).name
-        'a.b'
+        >>> one = metadata.StringMetadata(name="a.b", directory=None)
+        >>> one == metadata.StringMetadata(name="c", directory=None)
+        True
     """
 
-    name: str
+    name: str | None = field(compare=False)
     """Name of the leaf: the keys of its path, joined by dots."""
 
-    directory: epath.Path | None
+    directory: epath.Path | None = field(compare=False)
     """Directory of the item."""
+
+
+@dataclass(frozen=True)
+class StorageMetadata:
+    """How an array lies on disk.
+
+    Example:
+        >>> from stowax.v0 import metadata
+        >>> metadata.StorageMetadata(chunk_shape=(4, 2)).chunk_shape
+        (4, 2)
+    """
+
+    chunk_shape: tuple[int, ...] | None
+    """Extent of one chunk."""
+
+    write_shape: tuple[int, ...] | None = None
+    """Extent of one shard when it was written."""
+
+    zarr_metadata: Any = field(default=None, compare=False, repr=False)
+    """Of Orbax; None here."""
 
 
 @dataclass
@@ -123,11 +70,16 @@ class ArrayMetadata(Metadata):
     """
 
     shape: tuple[int, ...]
-    sharding: ShardingMetadata | None
-    """None of an array of NumPy, and where this run has other devices."""
+    """Extent of each axis."""
+
+    sharding: ShardingMetadata | Any | None
+    """How it was spread over devices; None of an array of NumPy, and where this run
+    has other devices."""
 
     dtype: Any
-    storage: StorageMetadata | None = field(default=None, compare=False)
+    """Type of the elements."""
+
+    storage: StorageMetadata | None = None
     """How it lies on disk."""
 
     @classmethod
@@ -145,10 +97,10 @@ class ArrayMetadata(Metadata):
             directory: See `Metadata`.
         """
         return cls(
-            name=name or "",
+            name=name,
             directory=directory,
             shape=s.shape,
-            sharding=sharding_metadata(s.sharding),
+            sharding=s.sharding,
             dtype=s.dtype,
         )
 
@@ -167,7 +119,7 @@ class ScalarMetadata(ArrayMetadata):
     """
 
     shape: tuple[int, ...] = ()
-    sharding: ShardingMetadata | None = None
+    sharding: ShardingMetadata | Any | None = None
     dtype: Any = None
 
 
@@ -182,7 +134,7 @@ class StringMetadata(Metadata):
     """
 
 
-def leaf_metadata(stored: Any, name: str, directory: epath.Path) -> Any:
+def leaf_metadata(stored: Any, name: str, directory: epath.Path | None) -> Any:
     """What is shown of a leaf.
 
     Args:
@@ -190,31 +142,21 @@ def leaf_metadata(stored: Any, name: str, directory: epath.Path) -> Any:
         name: See `Metadata`.
         directory: See `Metadata`.
     """
-    if isinstance(stored, CustomLeafMetadata):
-        stored = stored.stored
+    if isinstance(stored, _abstract.CustomLeafMetadata):
+        return leaf_metadata(stored.stored, name, directory)
     if isinstance(stored, str | bytes):
         return StringMetadata(name=name, directory=directory)
-    if isinstance(stored, _StoredArray | _StoredNumpy):
+    if isinstance(stored, _abstract.ArrayMetadata | _abstract.NumpyMetadata):
+        sharding = getattr(stored, "sharding", None)
+        found = stored.storage_metadata
+        storage = found and StorageMetadata(found.chunk_shape, found.write_shape)
         return ArrayMetadata(
             name=name,
             directory=directory,
             shape=stored.shape,
-            sharding=sharding_metadata(getattr(stored, "sharding", None)),
+            sharding=sharding and describe_sharding(sharding),
             dtype=stored.dtype,
-            storage=stored.storage_metadata,
+            storage=storage,
         )
-    dtype = np.dtype(_SCALAR_DTYPES.get(type(stored), "float64"))
-    return ScalarMetadata(name=name, directory=directory, dtype=dtype)
-
-
-def sharding_metadata(sharding: Any) -> ShardingMetadata | None:
-    """A sharding of JAX as it is shown; None of none."""
-    if isinstance(sharding, Format):
-        sharding = sharding.sharding
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        return NamedShardingMetadata(sharding)
-    if isinstance(sharding, jax.sharding.SingleDeviceSharding):
-        return SingleDeviceShardingMetadata(sharding)
-    if isinstance(sharding, jax.sharding.Sharding):
-        return ShardingMetadata(sharding)
-    return None
+    dtype = next(dtype for cls, dtype in _DTYPES.items() if isinstance(stored, cls))
+    return ScalarMetadata(name=name, directory=directory, dtype=np.dtype(dtype))

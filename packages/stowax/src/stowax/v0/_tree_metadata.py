@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from dataclasses import dataclass, field
 from typing import Any
 
-import jax
+import jax.tree_util as jtu
 from etils import epath
 
 from stowax._formats._base import TreeItem
-from stowax._item_read import metadata_leaf
+from stowax._item_target import metadata_leaf
 from stowax._keypath import unflatten
 from stowax._settings import LoadSettings
 from stowax.v0._leaf_metadata import leaf_metadata
 
 
-@jax.tree_util.register_pytree_with_keys_class
+@jtu.register_pytree_with_keys_class
 class TreeMetadata:
     """The tree of what is known of every leaf; a tree itself, and a mapping.
 
-    It can be given to a restore as the item.
+    It has the key paths of the tree, and can be given to a restore as the item.
 
     Args:
         tree: Leaves are `stowax.v0.metadata.ArrayMetadata` and its kin; containers are
@@ -28,21 +29,23 @@ class TreeMetadata:
         use_zarr3: Whether arrays are described as zarr 3.
 
     Example:
+        >>> import jax
         >>> from stowax import v0 as ocp
         >>> path = getfixture("tmp_path") / "checkpoint"
         >>> with ocp.PyTreeCheckpointer() as checkpointer:
-        ...     checkpointer.save(path, {"step": 7, "label": "a"})
+        ...     checkpointer.save(path, {"step": 7, "rate": 0.1})
         ...     found = checkpointer.metadata(path).item_metadata
         >>> sorted(found), found["step"].shape
-        (['label', 'step'], ())
+        (['rate', 'step'], ())
+        >>> jax.tree.map(lambda leaf: leaf.dtype.name, found).tree
+        {'rate': 'float64', 'step': 'int64'}
     """
 
     def __init__(
         self, *, tree: Any, custom_metadata: Any = None, use_zarr3: bool = False
     ) -> None:
         self._tree = tree
-        self._custom_metadata = custom_metadata
-        self._use_zarr3 = use_zarr3
+        self._facts = _Facts(custom_metadata, use_zarr3)
 
     @classmethod
     def build(
@@ -59,32 +62,34 @@ class TreeMetadata:
     @property
     def custom_metadata(self) -> Any:
         """What the user keeps with the tree; None for nothing."""
-        return self._custom_metadata
+        return self._facts.custom_metadata
 
     @property
     def use_zarr3(self) -> bool:
         """Whether arrays are described as zarr 3."""
-        return self._use_zarr3
-
-    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
-        """As a tree of JAX: one child, the plain tree."""
-        children = [(jax.tree_util.GetAttrKey("tree"), self._tree)]
-        # JAX compares what is no child, and wants it hashable.
-        return children, (repr(self._custom_metadata), self._use_zarr3, self)
+        return self._facts.use_zarr3
 
     def tree_flatten(self) -> tuple[Any, Any]:
-        """The same without keys."""
-        children, rest = self.tree_flatten_with_keys()
-        return [child for _, child in children], rest
+        """As a tree of JAX: the children of the plain tree."""
+        children, structure = jtu.tree_flatten(self._tree, is_leaf=self._is_below)
+        return children, (structure, self._facts)
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """The same with keys."""
+        found, structure = jtu.tree_flatten_with_path(
+            self._tree, is_leaf=self._is_below
+        )
+        children = [(path[0] if path else _ROOT, child) for path, child in found]
+        return children, (structure, self._facts)
 
     @classmethod
-    def tree_unflatten(cls, rest: Any, children: Any) -> TreeMetadata:
+    def tree_unflatten(cls, aux_data: Any, flat_tree: Any) -> TreeMetadata:
         """One of other leaves."""
-        _, use_zarr3, origin = rest
+        structure, facts = aux_data
         return cls(
-            tree=children[0],
-            custom_metadata=origin.custom_metadata,
-            use_zarr3=use_zarr3,
+            tree=structure.unflatten(flat_tree),
+            custom_metadata=facts.custom_metadata,
+            use_zarr3=facts.use_zarr3,
         )
 
     def __getitem__(self, key: Any) -> Any:
@@ -121,8 +126,25 @@ class TreeMetadata:
     def __repr__(self) -> str:
         return (
             f"TreeMetadata(tree={self._tree!r}, "
-            f"custom_metadata={self._custom_metadata!r}, use_zarr3={self._use_zarr3})"
+            f"custom_metadata={self.custom_metadata!r}, use_zarr3={self.use_zarr3})"
         )
+
+    def _is_below(self, node: Any) -> bool:
+        return node is not self._tree
+
+
+_ROOT = jtu.GetAttrKey("tree")
+"""The key of a tree that is one leaf."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What JAX compares beside the structure."""
+
+    custom_metadata: Any = field(hash=False)
+    """Any JSON value, most of which have no hash."""
+
+    use_zarr3: bool
 
 
 def shown_tree(item: TreeItem) -> Any:
