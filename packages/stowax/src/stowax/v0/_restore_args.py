@@ -13,6 +13,7 @@ from stowax.errors import UnsupportedLeafError
 from stowax.tree import PLACEHOLDER
 from stowax.v0._arguments import ArrayRestoreArgs, RestoreArgs
 from stowax.v0._leaf_metadata import ArrayMetadata, ScalarMetadata, StringMetadata
+from stowax.v0._sharding_metadata import ShardingMetadata
 from stowax.v0._tree_metadata import TreeMetadata
 
 STANDARD_ARRAY_TYPES = (int, float, np.ndarray, jax.Array)
@@ -107,6 +108,44 @@ def construct_restore_args(
         tree=jax.tree_util.tree_map_with_path(restore_args, target.tree, shardings),
         custom_metadata=target.custom_metadata,
     )
+
+
+def to_shape_dtype_struct(
+    arr: Any,
+    dtype: Any = None,
+    scalar_dtype: type[int | float] | None = None,
+    support_format: bool = False,
+) -> Any:
+    """The abstract array of anything that has a shape and a dtype.
+
+    Typed PRNG keys become the abstract array of their key data, as a restore of the
+    older API asks for them.
+
+    Args:
+        arr: An array, concrete or abstract, a leaf of metadata, or a number.
+        dtype: Overrides the dtype of an array.
+        scalar_dtype: `int` or `float`, to which a number is converted.
+        support_format: Whether to take over the memory layout of an array.
+
+    Returns:
+        A `jax.ShapeDtypeStruct` with the sharding of `arr`; of a number the number.
+
+    Example:
+        >>> import jax
+        >>> from stowax import v0 as ocp
+        >>> ocp.tree.to_shape_dtype_struct(jax.random.key(0)).shape
+        (2,)
+    """
+    arr = _key_data(arr)
+    if isinstance(arr, int | float | np.number):
+        return arr if scalar_dtype is None else scalar_dtype(arr)
+    sharding = getattr(arr, "sharding", None)
+    if isinstance(sharding, ShardingMetadata):
+        sharding = sharding.to_jax_sharding()
+    elif support_format and _abstract.asked_layout(arr) is not None:
+        sharding = arr.format
+    asked_dtype = arr.dtype if dtype is None else dtype
+    return jax.ShapeDtypeStruct(arr.shape, asked_dtype, sharding=sharding)
 
 
 def _key_data(value: Any) -> Any:
