@@ -106,7 +106,7 @@ def serialize_tree(tree: Any, keep_empty_nodes: bool = False) -> Any:
         keep_empty_nodes: Whether None and empty containers are leaves, too.
 
     Raises:
-        TreeMismatchError: There is no leaf.
+        TreeMismatchError: There is no leaf, or none at some position of a list.
 
     Example:
         >>> from stowax import v0 as ocp
@@ -269,5 +269,11 @@ def _serialized(leaves: Sequence[tuple[tuple[Any, ...], Any]]) -> Any:
     for path, leaf in leaves:
         groups.setdefault(path[0], []).append((path[1:], leaf))
     children = {_text(key): _serialized(group) for key, group in groups.items()}
-    is_named = isinstance(first[0], jtu.DictKey | jtu.GetAttrKey)
-    return children if is_named else list(children.values())
+    if isinstance(first[0], jtu.DictKey | jtu.GetAttrKey):
+        return children
+    if list(children) != list(map(str, range(len(children)))):
+        raise TreeMismatchError(
+            f"only the positions {', '.join(children)} of a container have leaves, and "
+            "a list cannot leave out the others; give keep_empty_nodes=True"
+        )
+    return list(children.values())
