@@ -5,13 +5,14 @@ A handler says where, by which settings, and what is asked for.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 from stowax._caller import in_mesh, warn_narrowed
 from stowax._formats._base import TreeItem
-from stowax._item_layout import StagedItem, stage_item
+from stowax._item_layout import Beside, stage_item
 from stowax._item_plan import plan_load
 from stowax._item_read import ItemLoad
 from stowax._item_write import complete_items, told_parts, write_part
@@ -30,7 +31,7 @@ async def begin_save(
     saving: Callable[[], SaveSettings],
     leaves: Leaves,
     is_alone: bool,
-    custom_metadata: str = "null",
+    beside: Beside | None = None,
 ) -> EngineTask[None]:
     """Takes the values of a tree; returns the rest of the work, which has begun.
 
@@ -40,7 +41,8 @@ async def begin_save(
         saving: Says how arrays are written; what it raises, other processes hear of.
         leaves: The kinds of leaves that it may have.
         is_alone: Whether the handler is used alone, and nobody else completes the item.
-        custom_metadata: What the user keeps with the item, in JSON.
+        beside: What stands in its documents beside the tree, if that is the handler's
+            to say.
 
     Raises:
         TreeError: It cannot be saved; names every leaf in the way.
@@ -64,7 +66,7 @@ async def begin_save(
             ),
             known=runtime.layouts,
         )
-        staged = replace(staged, custom_metadata=custom_metadata)
+        staged = replace(staged, beside=beside)
         if (report := operation.report) is not None:
             report.expect(staged.layout.plan.array_bytes)
             report.may_take(staged.staging.limit_bytes)
@@ -75,9 +77,11 @@ async def begin_save(
         if is_alone:  # Inside another save, that one tells them.
             await operation.submit(operation.agree("written", error))
         raise
-    write = _write_alone if is_alone else write_part
+    write = functools.partial(write_part, staged, location, operation)
+    if is_alone:
+        write = functools.partial(finish_alone, operation, location, write)
     try:
-        writing = operation.submit(write(staged, location, operation))
+        writing = operation.submit(write())
         writing.future.add_done_callback(lambda _: staged.staging.close())
     except BaseException:  # An interrupt too; raised again.
         staged.staging.close()
@@ -125,11 +129,19 @@ def begin_load(
     return load.finish()
 
 
-async def _write_alone(staged: StagedItem, location: str, operation: Operation) -> None:
-    """Writes a whole item, together with the other processes."""
+async def finish_alone(
+    operation: Operation, location: str, work: Callable[[], Awaitable[Any]]
+) -> None:
+    """Ends the save of a handler used alone, together with the other processes.
+
+    Args:
+        operation: That of the handler.
+        location: Its directory.
+        work: Begins what this process writes there.
+    """
 
     async def write() -> bytes:
-        await write_part(staged, location, operation)
+        await work()
         return told_parts(operation)
 
     async def complete() -> bytes:
