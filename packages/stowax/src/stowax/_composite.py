@@ -10,7 +10,7 @@ import asyncio
 import json
 import pathlib
 import posixpath
-from collections.abc import Awaitable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +35,12 @@ from stowax._loop import on_worker
 from stowax._manifest import Digest
 from stowax._operation import EngineTask, Operation
 from stowax._operation_path import OperationPath
-from stowax._stores._base import join, walk
+from stowax._stores._base import join, read_bytes, walk
 from stowax._tasks import drop, finish_all, noting
 from stowax.errors import HandlerError, SaveError
+
+RootWriter = Callable[[Any, dict[str, Any]], Awaitable[None]]
+"""Given the directory of the draft and a document: writes `_CHECKPOINT_METADATA`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,8 @@ class RootFacts:
     is_direct: bool = False
     """There is one checkpointable, of the name "", whose files lie at the root, as the
     older API saves it."""
+    write_root: RootWriter | None = None
+    """A guest that writes the metadata at the root; None: nobody but us."""
 
 
 async def finish_items(
@@ -217,6 +222,10 @@ async def seal_root(
     if not facts.is_step and not facts.is_direct:
         documents[INDICATOR] = b""
     guests = await _sum_guest_files(operation)
+    written: dict[str, bytes] = {}
+    if facts.write_root is not None:
+        written = await _written_by(operation, facts.write_root, documents)
+        documents = {**documents, **written}
     documents[ROOT_SEAL] = encode_seal(
         layout="direct" if facts.is_direct else "composite",
         documents={name: digest(data) for name, data in documents.items()},
@@ -227,7 +236,22 @@ async def seal_root(
         guests=guests,
     )
     for name, data in documents.items():
-        await _write(operation, name, data)
+        if name not in written:
+            await _write(operation, name, data)
+
+
+async def _written_by(
+    operation: Operation, write: RootWriter, documents: Mapping[str, bytes]
+) -> dict[str, bytes]:
+    """Has a guest write the metadata at the root; empty if it did not."""
+    draft, store = operation.directory, operation.store
+    local = OperationPath(operation, draft).path
+    await operation.run_guest(write(local, json.loads(documents[ROOT_DOCUMENT])))
+    path = join(draft, ROOT_DOCUMENT)
+    if await store.stat(path) is None:
+        return {}
+    await store.sync([path])
+    return {ROOT_DOCUMENT: await read_bytes(store, path)}
 
 
 async def _write(operation: Operation, name: str, data: bytes) -> None:

@@ -24,6 +24,7 @@ with _uncollected():
     from stowax.v0 import checkpoint_args as checkpoint_args
     from stowax.v0 import checkpoint_utils as checkpoint_utils
     from stowax.v0 import checkpointers as checkpointers
+    from stowax.v0 import future as future
     from stowax.v0 import handlers as handlers
     from stowax.v0 import metadata as metadata
     from stowax.v0 import multihost as multihost
@@ -43,6 +44,7 @@ with _uncollected():
     from stowax.v0.checkpointers import Checkpointer as Checkpointer
     from stowax.v0.checkpointers import PyTreeCheckpointer as PyTreeCheckpointer
     from stowax.v0.checkpointers import StandardCheckpointer as StandardCheckpointer
+    from stowax.v0.future import Future as Future
     from stowax.v0.handlers import ArrayCheckpointHandler as ArrayCheckpointHandler
     from stowax.v0.handlers import (
         CheckpointHandlerRegistry as CheckpointHandlerRegistry,
@@ -84,6 +86,7 @@ __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
     "CompositeCheckpointHandler",
     "CompositeOptions",
     "DefaultCheckpointHandlerRegistry",
+    "Future",
     "JaxRandomKeyCheckpointHandler",
     "JsonCheckpointHandler",
     "NumpyRandomKeyCheckpointHandler",
@@ -102,6 +105,7 @@ __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
     "checkpoint_args",
     "checkpoint_utils",
     "checkpointers",
+    "future",
     "handlers",
     "merge_trees",
     "metadata",

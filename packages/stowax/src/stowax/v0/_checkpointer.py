@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,10 +20,11 @@ from stowax._save_composite import stage_composite
 from stowax._settings import Settings, check_supported
 from stowax._staged_save import StagedSave
 from stowax._tasks import noting
-from stowax.errors import InvalidArgumentError
+from stowax.errors import CheckpointExistsError, InvalidArgumentError
 from stowax.v0._composite_handler import CompositeCheckpointHandler
 from stowax.v0._guest import begin_restore, saver_of, tell
 from stowax.v0._legacy import with_arguments
+from stowax.v0._metadata_store import RootWriter, read_root_by
 from stowax.v0._opened import open_item, open_items
 from stowax.v0._settings import settings_of
 from stowax.v0._step_metadata import StepMetadata, step_metadata
@@ -36,6 +38,11 @@ from stowax.v0.options import AtomicityOptions, FileOptions, MultiprocessingOpti
 
 _MULTIPROCESSING = MultiprocessingOptions()
 _FILE = FileOptions()
+_WORDS = {
+    "`overwrite=True`": "`force=True`",
+    "`result()` on what `save_async` returned": "`wait_until_finished()`",
+}
+"""What other doors propose, and what is meant by it here."""
 
 
 class AbstractCheckpointer(abc.ABC):
@@ -79,9 +86,8 @@ class Checkpointer(AbstractCheckpointer):
         multiprocessing_options: Which processes take part.
         file_options: How directories are made.
         atomicity_options: How a checkpoint becomes visible.
-        checkpoint_metadata_store: Reads what stands about a checkpoint, for
-            `metadata`; None: as usual. What is written there is the checkpointer's
-            own matter.
+        checkpoint_metadata_store: Writes and reads what stands at the root of a
+            checkpoint; None: as usual.
         temporary_path_class: None, or `ocp.path.atomicity.AtomicRenameTemporaryPath`.
 
     Example:
@@ -209,14 +215,22 @@ class Checkpointer(AbstractCheckpointer):
             directory: The checkpoint.
         """
         location, handler = absolute(directory), self._handler
+        store = self._metadata_store
 
         async def read(settings: Settings) -> StepMetadata:
             if isinstance(handler, CompositeCheckpointHandler):
-                return await handler.describe(await open_items(location, settings))
+                opened = await open_items(location, settings)
+                if store is not None:
+                    opened = replace(opened, root=read_root_by(store, opened.path))
+                return await handler.describe(opened)
             operation = await open_item(location, settings)
             async with operation.ending():
-                path, store = operation.directory, operation.store
-                found = step_metadata(await operation.submit(read_root(store, path)))
+                path = operation.directory
+                if store is None:
+                    root = await operation.submit(read_root(operation.store, path))
+                else:
+                    root = read_root_by(store, path)
+                found = step_metadata(root)
                 with noting(f"while asking for the metadata of {path}"):
                     found.item_metadata = await tell(handler, operation, path)
                 return found
@@ -287,7 +301,7 @@ class Checkpointer(AbstractCheckpointer):
                 checkpointables = {"": given}
         except Exception as error:  # noqa: BLE001 the others are about to wait for us
             failure = error
-        return stage_composite(
+        return self._staged(
             directory,
             checkpointables,
             settings,
@@ -296,12 +310,23 @@ class Checkpointer(AbstractCheckpointer):
                 custom_metadata=metadata,
                 is_step=is_composite,
                 is_direct=not is_composite,
+                write_root=self._metadata_store and RootWriter(self._metadata_store),
             ),
             borrow=not in_background,
             in_background=in_background,
             handlers=savers,
             failure=failure,
         )
+
+    def _staged(self, *args: Any, **kwargs: Any) -> StagedSave:
+        """Begins a save; refusals propose what this API has."""
+        try:
+            return stage_composite(*args, **kwargs)
+        except CheckpointExistsError as error:
+            message = str(error)
+            for theirs, ours in _WORDS.items():
+                message = message.replace(theirs, ours)
+            raise type(error)(message) from error
 
 
 class PyTreeCheckpointer(Checkpointer):

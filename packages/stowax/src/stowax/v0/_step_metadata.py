@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from stowax._formats._orbax_json import RootDocument
+from etils import epath
+
+from stowax._formats._orbax_json import ROOT_DOCUMENT, RootDocument, decode_root
+from stowax.errors import CheckpointNotFoundError
 
 
 @dataclass
@@ -69,6 +72,29 @@ class StepMetadata:
 
     custom_metadata: dict[str, Any] = field(default_factory=dict[str, Any])
     """What the user gave to `save`."""
+
+
+def get_step_metadata(path: Any) -> StepMetadata:
+    """What is known of a checkpoint without its items.
+
+    Args:
+        path: The checkpoint.
+
+    Raises:
+        CheckpointNotFoundError: Nothing is told there.
+
+    Example:
+        >>> from stowax import v0 as ocp
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        ...     checkpointer.save(path, {"depth": 3}, custom_metadata={"run": "a"})
+        >>> ocp.metadata.get_step_metadata(path).custom_metadata
+        {'run': 'a'}
+    """
+    document = epath.Path(path) / ROOT_DOCUMENT
+    if not document.exists():
+        raise CheckpointNotFoundError(f"there is no {document}")
+    return step_metadata(decode_root(document.read_bytes(), path=str(path)))
 
 
 def step_metadata(root: RootDocument) -> StepMetadata:
