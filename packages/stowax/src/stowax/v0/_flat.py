@@ -203,13 +203,68 @@ def str_keypath(keypath: Sequence[Any]) -> tuple[str, ...]:
     return tuple([_text(key) for key in keypath])
 
 
-def is_empty_or_leaf(node: Any) -> bool:
-    """Whether a node has no children."""
-    return (
-        node is None
-        or not jtu.tree_leaves(node, is_leaf=lambda n: n is not node)
-        or jtu.all_leaves([node])
-    )
+def get_key_name(key: Any) -> int | str:
+    """What one key of a key path of JAX is called; a position stays a number.
+
+    Example:
+        >>> import jax
+        >>> from stowax import v0 as ocp
+        >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"a": [1]})
+        >>> [ocp.utils.get_key_name(key) for key in path]
+        ['a', 0]
+    """
+    match key:
+        case jtu.SequenceKey(idx=position) | jtu.FlattenedIndexKey(key=position):
+            return position
+    return _text(key)
+
+
+def is_dict_key(key: Any) -> bool:
+    """Whether one key of a key path of JAX is a name: of a mapping, or of a field.
+
+    Example:
+        >>> import jax
+        >>> from stowax import v0 as ocp
+        >>> ocp.utils.is_dict_key(jax.tree_util.DictKey("a"))
+        True
+    """
+    return isinstance(key, jtu.DictKey | jtu.GetAttrKey)
+
+
+def is_sequence_key(key: Any) -> bool:
+    """Whether one key of a key path of JAX is a position.
+
+    Example:
+        >>> import jax
+        >>> from stowax import v0 as ocp
+        >>> ocp.utils.is_sequence_key(jax.tree_util.SequenceKey(0))
+        True
+    """
+    return isinstance(key, jtu.SequenceKey | jtu.FlattenedIndexKey)
+
+
+def is_empty_node(x: Any) -> bool:
+    """Whether something is a container without children; None is one.
+
+    Example:
+        >>> from stowax import v0 as ocp
+        >>> [ocp.utils.is_empty_node(node) for node in ({}, None, {"a": 1}, 1)]
+        [True, True, False, False]
+    """
+    return is_empty_or_leaf(x) and not jtu.all_leaves([x])
+
+
+def is_empty_or_leaf(x: Any) -> bool:
+    """Whether something is a leaf, or a container without children.
+
+    Example:
+        >>> from stowax import v0 as ocp
+        >>> [ocp.utils.is_empty_or_leaf(node) for node in ({}, None, {"a": 1}, 1)]
+        [True, True, False, True]
+    """
+    if jtu.all_leaves([x]):
+        return True
+    return not jtu.tree_flatten(x, is_leaf=lambda node: node is not x)[0]
 
 
 def _text(key: Any) -> str:

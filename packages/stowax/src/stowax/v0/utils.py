@@ -12,6 +12,11 @@ from etils import epath
 
 from stowax._formats._orbax_json import UNFINISHED_MARK
 from stowax._public import claim as _claim
+from stowax.v0._flat import get_key_name as get_key_name
+from stowax.v0._flat import is_dict_key as is_dict_key
+from stowax.v0._flat import is_empty_node as is_empty_node
+from stowax.v0._flat import is_empty_or_leaf as is_empty_or_leaf
+from stowax.v0._flat import is_sequence_key as is_sequence_key
 from stowax.v0.multihost import is_pathways_backend as is_pathways_backend
 from stowax.v0.multihost import is_primary_host as is_primary_host
 from stowax.v0.multihost import reached_preemption as reached_preemption
@@ -27,10 +32,16 @@ __all__ = [
     "TMP_DIR_SUFFIX",
     "deserialize_tree",
     "from_flat_dict",
+    "get_key_name",
     "is_checkpoint_finalized",
+    "is_dict_key",
+    "is_empty_node",
+    "is_empty_or_leaf",
+    "is_gcs_path",
     "is_pathways_backend",
     "is_primary_host",
     "is_scalar",
+    "is_sequence_key",
     "is_tmp_checkpoint",
     "reached_preemption",
     "record_saved_duration",
@@ -84,6 +95,20 @@ def is_checkpoint_finalized(path: epath.PathLike) -> bool:
     if not directory.is_dir():
         raise NotADirectoryError(f"{directory} is a file; give its directory")
     return UNFINISHED_MARK not in directory.name
+
+
+def is_gcs_path(path: epath.Path) -> bool:
+    """Whether a path is one of Google Cloud Storage.
+
+    Args:
+        path: Any path.
+
+    Example:
+        >>> from stowax import v0 as ocp
+        >>> ocp.utils.is_gcs_path(getfixture("tmp_path"))
+        False
+    """
+    return path.as_posix().startswith(("gs://", "/gs/", "/gcs/"))
 
 
 def is_scalar(x: Any) -> bool:
