@@ -32,6 +32,7 @@ async def begin_save(
     leaves: Leaves,
     is_alone: bool,
     beside: Beside | None = None,
+    asked_by: str = "Context.array.saving",
 ) -> EngineTask[None]:
     """Takes the values of a tree; returns the rest of the work, which has begun.
 
@@ -43,6 +44,7 @@ async def begin_save(
         is_alone: Whether the handler is used alone, and nobody else completes the item.
         beside: What stands in its documents beside the tree, if that is the handler's
             to say.
+        asked_by: Where dtypes are asked for, in words.
 
     Raises:
         TreeError: It cannot be saved; names every leaf in the way.
@@ -71,7 +73,7 @@ async def begin_save(
             report.expect(staged.layout.plan.array_bytes)
             report.may_take(staged.staging.limit_bytes)
         # Before anything is staged: a filter of warnings may raise it.
-        warn_narrowed("Context.array.saving", staged.layout.narrowed)
+        warn_narrowed(asked_by, staged.layout.narrowed)
         await staged.staging.stage_first()
     except Exception as error:  # Any failure: the others are about to wait for us.
         if is_alone:  # Inside another save, that one tells them.

@@ -29,6 +29,7 @@ with _uncollected():
     from stowax.v0 import metadata as metadata
     from stowax.v0 import multihost as multihost
     from stowax.v0 import options as options
+    from stowax.v0 import path as path
     from stowax.v0 import transform_utils as transform_utils
     from stowax.v0 import tree as tree
     from stowax.v0 import type_handlers as type_handlers
@@ -111,6 +112,7 @@ __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
     "metadata",
     "multihost",
     "options",
+    "path",
     "transform_utils",
     "tree",
     "type_handlers",

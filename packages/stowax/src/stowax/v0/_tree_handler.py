@@ -129,6 +129,7 @@ class PyTreeCheckpointHandler(OwnHandler):
                 rich_types=self._rich_types or settings.rich_types,
                 custom_metadata=_in_json(args.custom_metadata),
             ),
+            asked_by="SaveArgs",
         )
 
     async def begin_restore(
