@@ -15,9 +15,9 @@ from stowax.v0._arguments import (
     SingleReplicaArrayRestoreArgs as SingleReplicaArrayRestoreArgs,
 )
 
-__all__ = [
-    "PLACEHOLDER",
+__all__ = [  # noqa: RUF022 - by code point, as in every public module
     "ArrayRestoreArgs",
+    "PLACEHOLDER",
     "RestoreArgs",
     "SaveArgs",
     "SingleReplicaArrayRestoreArgs",
