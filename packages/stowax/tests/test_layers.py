@@ -148,7 +148,7 @@ FAMILIES = ("_formats", "_handlers", "_leaves", "_stores")
 CHOOSERS = ("_detect", "_open", "_registry")
 """The modules of a family that know its members."""
 
-SHARED = ("_abstract", "_base", "_choose", "_file", "_orbax_json")
+SHARED = ("_abstract", "_base", "_choose", "_file", "_orbax_json", "_tree")
 """What the members of a family know: our format, too, writes Orbax's documents."""
 
 FOREIGN = {"flax", "grain", "optax", "orbax"}

@@ -16,6 +16,9 @@ background; from one process or many; onto any mesh.  The names are those of Orb
     handlers, adapters, arrays, tree, path, multihost, errors
 """
 
+import importlib as _importlib
+from typing import Any as _Any
+
 from stowax._uncollected import uncollected as _uncollected
 
 # JAX has so many objects that one collection takes a third of the time of all this.
@@ -118,3 +121,10 @@ __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
 ]
 
 _claim(globals())
+
+
+def __getattr__(name: str) -> _Any:
+    # The older API, for who asks for it: most programs never do.
+    if name == "v0":
+        return _importlib.import_module("stowax.v0")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ import asyncio
 import json
 import pathlib
 import posixpath
-from collections.abc import Awaitable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,14 +29,19 @@ from stowax._formats._orbax_json import (
     encode_root,
 )
 from stowax._formats._stowax import ROOT_SEAL, encode_seal, record_names
+from stowax._handlers._base import FinalizingHandler
 from stowax._item_write import complete_items, told_parts
 from stowax._loop import on_worker
 from stowax._manifest import Digest
 from stowax._operation import EngineTask, Operation
+from stowax._operation_path import OperationPath
 from stowax._session_records import UpdateFacts, encode_update, update_record
-from stowax._stores._base import join, walk
+from stowax._stores._base import join, read_bytes, walk
 from stowax._tasks import drop, finish_all, noting
-from stowax.errors import SaveError
+from stowax.errors import HandlerError, SaveError
+
+RootWriter = Callable[[Any, dict[str, Any]], Awaitable[None]]
+"""Given the directory of the draft and a document: writes `_CHECKPOINT_METADATA`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +51,16 @@ class RootFacts:
     custom_metadata: Mapping[str, Any]
     metrics: Any = None
     is_step: bool = False
-    """A step of a training run, which Orbax arranges a little differently: without
-    the indicator of its v1 layout, and with a commit file in every item."""
+    """A step of a training run, or what the older API saves, which Orbax arranges a
+    little differently: without the indicator of its v1 layout, and with a commit file
+    in every item."""
     update: UpdateFacts | None = None
     """Of an update of a session, which has a record instead of a seal."""
+    is_direct: bool = False
+    """There is one checkpointable, of the name "", whose files lie at the root, as the
+    older API saves it."""
+    write_root: RootWriter | None = None
+    """A guest that writes the metadata at the root; None: nobody but us."""
 
 
 async def finish_items(
@@ -87,7 +98,7 @@ async def finish_items(
 async def _finish_one(
     operation: Operation, name: str, awaitable: Awaitable[None]
 ) -> None:
-    directory = join(operation.directory, name)
+    directory = operation.directory_of(name)
     if isinstance(awaitable, EngineTask):
         await asyncio.wrap_future(awaitable.future)
         await operation.store.make_directory(directory)
@@ -142,6 +153,32 @@ async def _sync_guest_files(operation: Operation, directory: str) -> None:
             if error.filename == missing:  # Found again, and gone again: no race.
                 raise
             missing = error.filename
+
+
+async def finalize_items(operation: Operation, handlers: Mapping[str, Any]) -> None:
+    """Lets guests finish what all processes have written; in the primary only.
+
+    Args:
+        operation: Under way; every process has written its part.
+        handlers: That of every checkpointable.
+
+    Raises:
+        HandlerError: A guest has something to finish, and the store is no directory.
+    """
+    for name, handler in sorted(handlers.items()):
+        if not isinstance(handler, FinalizingHandler):
+            continue
+        directory = operation.directory_of(name)
+        if not operation.store.has_directories:
+            raise HandlerError(
+                f"the handler of {name!r} has a `finalize`, which needs the files of "
+                f"all processes in a directory; {operation.store.description} has none"
+            )
+        operation.phase = f"finalizing {name or 'the item'}"
+        with noting(f"while finalizing the checkpointable {name!r}"):
+            local = OperationPath(operation, directory).path
+            await operation.run_guest(handler.finalize_item(local))
+        await _sync_guest_files(operation, directory)
 
 
 async def seal_root(
@@ -223,19 +260,23 @@ async def write_root(
         The document of Orbax among it.
     """
     root = encode_root(
-        typestrs=typestrs,
+        typestrs=typestrs[""] if facts.is_direct else typestrs,
         init_timestamp_nsecs=started_nsecs,
         commit_timestamp_nsecs=operation.runtime.now_nsecs(),
         custom_metadata=facts.custom_metadata,
     )
     documents = {ROOT_DOCUMENT: root, COMMIT_DOCUMENT: _commit_text(path)}
-    if not facts.is_step:
+    if not facts.is_step and not facts.is_direct:
         documents[INDICATOR] = b""
+    written: dict[str, bytes] = {}
+    if facts.write_root is not None:
+        written = await _written_by(operation, facts.write_root, root)
+        documents |= written
     if sums is not None:
         digests = {name: digest(data) for name, data in documents.items()}
         if facts.update is None:
             documents[ROOT_SEAL] = encode_seal(
-                layout="composite",
+                layout="direct" if facts.is_direct else "composite",
                 documents=digests,
                 manifests=sums.manifests,
                 guests=sums.guests,
@@ -248,8 +289,23 @@ async def write_root(
                 guests=sums.guests,
             )
     for name, data in documents.items():
-        await _write(operation, name, data)
-    return root
+        if name not in written:
+            await _write(operation, name, data)
+    return documents[ROOT_DOCUMENT]
+
+
+async def _written_by(
+    operation: Operation, write: RootWriter, root: bytes
+) -> dict[str, bytes]:
+    """Has a guest write the metadata at the root; empty if it did not."""
+    draft, store = operation.directory, operation.store
+    local = OperationPath(operation, draft).path
+    await operation.run_guest(write(local, json.loads(root)))
+    path = join(draft, ROOT_DOCUMENT)
+    if await store.stat(path) is None:
+        return {}
+    await store.sync([path])
+    return {ROOT_DOCUMENT: await read_bytes(store, path)}
 
 
 async def write_item_commit(operation: Operation, name: str, path: str) -> Digest:
@@ -273,7 +329,7 @@ async def _recorded(operation: Operation, name: str, typestr: str) -> str:
     """
     if typestr != STATEFUL_TYPESTR:
         return typestr
-    entries = await operation.store.list(join(operation.directory, name))
+    entries = await operation.store.list(operation.directory_of(name))
     files = {entry.name for entry in entries}
     if ITEM_DOCUMENT in files:
         return PYTREE_TYPESTR

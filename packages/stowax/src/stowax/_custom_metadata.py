@@ -27,10 +27,11 @@ def json_object(what: str, value: Any) -> Any:
     if not isinstance(value, Mapping):
         found = type(value).__qualname__
         raise InvalidMetadataError(f"{what} must be a dict, found {found}")
-    return _json(what, value)
+    return json_value(what, value)
 
 
-def _json(where: str, value: Any) -> Any:
+def json_value(where: str, value: Any) -> Any:
+    """The same for any value of JSON, where it is named by `where`."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Mapping):
@@ -39,9 +40,9 @@ def _json(where: str, value: Any) -> Any:
                 raise InvalidMetadataError(
                     f"{where}: keys must be strings, found {key!r}"
                 )
-        return {key: _json(f"{where}[{key!r}]", v) for key, v in value.items()}
+        return {key: json_value(f"{where}[{key!r}]", v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_json(f"{where}[{i}]", element) for i, element in enumerate(value)]
+        return [json_value(f"{where}[{i}]", element) for i, element in enumerate(value)]
     if getattr(value, "shape", None) == ():
         number = np.asarray(value)
         if number.dtype.kind in "biu":

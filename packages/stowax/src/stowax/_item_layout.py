@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from stowax._array_directories import check_array_names
 from stowax._budget import Budget
@@ -73,12 +73,24 @@ class ItemLayout:
     """What follows from it and has been encoded, for the next save."""
 
 
+class Beside(NamedTuple):
+    """What stands in the documents of an item beside its tree."""
+
+    rich_types: bool
+    """Whether tuples and NamedTuples are told apart, for Orbax."""
+    custom_metadata: str = "null"
+    """What the user keeps with this item, in JSON; the older API alone has such."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedItem:
     """A tree of which all that is left is to stage and to write it."""
 
     layout: ItemLayout
     staging: Staging
+    beside: Beside | None = None
+    """What stands in its documents beside the tree, if that is not for the settings to
+    say."""
 
 
 @uncollected()

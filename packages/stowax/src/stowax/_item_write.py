@@ -39,7 +39,7 @@ from stowax._database_index import DATABASE
 from stowax._engine_write import HostParts, write_chunks
 from stowax._formats._orbax_tree_write import encode_documents
 from stowax._formats._stowax import MANIFEST, PROCESS_PREFIX, RecordNames, record_names
-from stowax._item_layout import ItemLayout, StagedItem
+from stowax._item_layout import Beside, ItemLayout, StagedItem
 from stowax._keypath import array_prefix, shown_name
 from stowax._loop import on_worker
 from stowax._manifest import ChunkTable, Digest, LeafForm, Manifest
@@ -252,7 +252,7 @@ async def _write_documents(
         told,
         record_names(operation.update),
         now_nsecs,
-        rich_types=operation.settings.rich_types,
+        staged.beside or Beside(rich_types=operation.settings.rich_types),
     )
     store = operation.store
     for name, data in completion.files.items():
@@ -268,8 +268,7 @@ def _completion(
     told: Sequence[bytes],
     names: RecordNames,
     now_nsecs: int,
-    *,
-    rich_types: bool,
+    beside: Beside,
 ) -> _Completion:
     head_bytes = _STRUCTURE_BYTES if len(told) > 1 else 0
     parts = {
@@ -280,10 +279,10 @@ def _completion(
     manifest = Manifest(root=layout.root, leaves=layout.entries, chunks=tables)
     if len(told) > 1:
         _check_alike(manifest, directory, [message[:head_bytes] for message in told])
-    fixed = layout.documents.get((len(parts), rich_types))
+    fixed = layout.documents.get((len(parts), beside))
     if fixed is None:
-        fixed = _fixed_documents(layout, manifest, len(parts), rich_types=rich_types)
-        layout.documents[len(parts), rich_types] = fixed
+        fixed = _fixed_documents(layout, manifest, len(parts), beside)
+        layout.documents[len(parts), beside] = fixed
     documents, digests = dict(fixed.documents), dict(fixed.digests)
     has_arrays = any(entry.form.dtype is not None for entry in layout.entries)
     if layout.use_ocdbt and has_arrays:
@@ -314,7 +313,7 @@ class _FixedDocuments:
 
 
 def _fixed_documents(
-    layout: ItemLayout, manifest: Manifest, process_count: int, *, rich_types: bool
+    layout: ItemLayout, manifest: Manifest, process_count: int, beside: Beside
 ) -> _FixedDocuments:
     documents = encode_documents(
         manifest,
@@ -323,8 +322,9 @@ def _fixed_documents(
         manifest_name=None if layout.is_update else MANIFEST,
         use_ocdbt=layout.use_ocdbt,
         use_zarr3=layout.zarr_version == 3,
-        rich_types=rich_types,
+        rich_types=beside.rich_types,
         array_metadata=layout.tells_orbax_of_arrays,
+        custom_metadata=beside.custom_metadata,
     )
     if not layout.use_ocdbt:
         documents |= array_documents(manifest, layout.zarr_version)

@@ -337,6 +337,10 @@ class Operation:
         lines = [f"  process {index}: {text}" for index, text in failures.items()]
         raise kind("\n".join([f"{self.what} failed:", *lines]))
 
+    def directory_of(self, name: str) -> str:
+        """The directory of a checkpointable; of the name "", the root itself."""
+        return posixpath.join(self.directory, name).rstrip("/")
+
     def local_directory(self, path: str) -> pathlib.Path:
         """A real directory for guests; of a store without any, one of scratch."""
         local = self.store.local_path(path)

@@ -109,6 +109,10 @@ class Response(Generic[T]):
     def __await__(self) -> Generator[Any, None, T]:
         return self._wait().__await__()
 
+    def is_done(self) -> bool:
+        """Whether it has ended, well or not; asking sees nothing of a failure."""
+        return self._outcome.done()
+
     def on_complete(self, callback: Callable[[T], None]) -> None:
         def call_back(outcome: concurrent.futures.Future[T]) -> None:
             if outcome.exception() is None:

@@ -34,7 +34,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -366,10 +366,17 @@ def drive(awaitable: Awaitable[T]) -> T:
     mark that says so is lifted meanwhile. The outer loop stands still until the guest
     returns, as it does for any blocking call.
     """
+    with outside_loop():
+        return _run_on_fresh_loop(awaitable)
+
+
+@contextlib.contextmanager
+def outside_loop() -> Generator[None]:
+    """Lets code on this thread run a loop of its own, as if none were running here."""
     outer = asyncio._get_running_loop()
     asyncio._set_running_loop(None)
     try:
-        return _run_on_fresh_loop(awaitable)
+        yield
     finally:
         asyncio._set_running_loop(outer)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import posixpath
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from stowax._commit import abandon, begin, commit, conclude
-from stowax._composite import RootFacts, finish_items, seal_root
+from stowax._composite import RootFacts, finalize_items, finish_items, seal_root
+from stowax._formats._base import RESERVED_NAMES
 from stowax._handlers._base import check_awaitable
 from stowax._handlers._choose import typestr_of
 from stowax._handlers._registry import Handlers
@@ -34,6 +34,7 @@ def stage_composite(
     facts: RootFacts,
     borrow: bool,
     in_background: bool,
+    handlers: Mapping[str, Any] | None = None,
     failure: Exception | None = None,
 ) -> StagedSave:
     """Makes a draft and stages everything; what remains is to commit it.
@@ -46,13 +47,19 @@ def stage_composite(
         facts: What stands at the root.
         borrow: Whether the caller leaves host arrays alone until the end.
         in_background: Whether the caller goes on meanwhile.
+        handlers: Who saves which, by name; None: whoever the settings find.
         failure: Why this process cannot take part; raised when the others know.
     """
     check_supported(settings)
 
     def stage(begun: Begun) -> Staged:
         return _stage_all(
-            begun, checkpointables, overwrite=overwrite, facts=facts, borrow=borrow
+            begun,
+            checkpointables,
+            handlers,
+            overwrite=overwrite,
+            facts=facts,
+            borrow=borrow,
         )
 
     return stage_save(
@@ -68,6 +75,7 @@ def stage_composite(
 def _stage_all(
     begun: Begun,
     checkpointables: Mapping[str, Any],
+    handlers: Mapping[str, Any] | None,
     *,
     overwrite: bool,
     facts: RootFacts,
@@ -76,8 +84,10 @@ def _stage_all(
     location, settings, runtime, failure = begun
     started_nsecs = runtime.now_nsecs()
     chosen: dict[str, Any] = {}
-    if failure is None:
+    if failure is None and handlers is None:
         chosen, failure = choose(location, checkpointables, settings, runtime)
+    elif failure is None and handlers is not None:
+        chosen, failure = _given(handlers, facts, runtime)
     operation = runtime.run(
         begin(
             location,
@@ -89,19 +99,23 @@ def _stage_all(
         )
     )
 
+    async def seal(told: Sequence[bytes]) -> None:
+        await finalize_items(operation, chosen)
+        await seal_root(
+            operation,
+            location,
+            typestrs(chosen),
+            facts,
+            told,
+            started_nsecs=started_nsecs,
+        )
+
     async def finish(work: Mapping[str, Awaitable[None]]) -> None:
         await commit(
             operation,
             location,
             finish=lambda: finish_items(operation, work),
-            seal=lambda told: seal_root(
-                operation,
-                location,
-                typestrs(chosen),
-                facts,
-                told,
-                started_nsecs=started_nsecs,
-            ),
+            seal=seal,
             replace=overwrite,
         )
         await conclude(operation, location)
@@ -175,6 +189,20 @@ def choose(
         return {}, error
 
 
+def _given(
+    handlers: Mapping[str, Any], facts: RootFacts, runtime: Runtime
+) -> tuple[dict[str, Any], Exception | None]:
+    """The same, where the caller has chosen the handlers; some names are its own."""
+    try:
+        raise_unseen(runtime)
+        if not facts.is_direct:
+            for name in handlers:
+                check_name(name, RESERVED_NAMES - {"metrics"})
+        return dict(handlers), None
+    except Exception as error:  # noqa: BLE001 the others must hear of it
+        return {}, error
+
+
 def _stage(
     operation: Operation,
     checkpointables: Mapping[str, Any],
@@ -189,7 +217,7 @@ def _stage(
 
     async def stage(name: str, checkpointable: Any) -> None:
         handler = chosen[name]
-        directory = OperationPath(operation, posixpath.join(operation.directory, name))
+        directory = OperationPath(operation, operation.directory_of(name))
         first = handler.save(directory, checkpointable)
         check_awaitable(first, handler, "save", phase=1)
         rest = await operation.in_time(first)

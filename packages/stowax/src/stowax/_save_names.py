@@ -21,15 +21,19 @@ _ROOT_NAMES = frozenset({ROOT_DOCUMENT, INDICATOR, COMMIT_DOCUMENT, ROOT_SEAL})
 _NAME_LIMIT_BYTES = 255
 
 
-def check_name(name: Any) -> None:
+def check_name(name: Any, reserved: frozenset[str] = RESERVED_NAMES) -> None:
     """Refuses names that would clash with files of the format, or leave the directory.
+
+    Args:
+        name: Of a checkpointable.
+        reserved: Names that are ours to give.
 
     Raises:
         InvalidNameError: Says what is wrong with the name.
     """
     if not isinstance(name, str):
         reason = "is no string"
-    elif name in RESERVED_NAMES or name in _ROOT_NAMES:
+    elif name in reserved or name in _ROOT_NAMES:
         reason = "is reserved"
     elif UNFINISHED_MARK in name:
         reason = "marks unfinished checkpoints"

@@ -150,6 +150,7 @@ def decode_update(data: bytes) -> tuple[UpdateFacts, Seal]:
             base=None if base is None else decode_digests({"base": base})["base"],
         )
         sealed = Seal(
+            layout="composite",
             documents=decode_digests(document["documents"]),
             manifests=decode_digests(document["manifests"]),
             guests=decode_digests(document["guests"]),

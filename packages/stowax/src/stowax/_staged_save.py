@@ -20,7 +20,7 @@ from stowax._operation import reported
 from stowax._operation_path import absolute
 from stowax._option_values import check_flags
 from stowax._report import Report
-from stowax._response import AsyncResponse, respond
+from stowax._response import Response, respond
 from stowax._runtime import Runtime
 from stowax._save_names import check_directory
 from stowax._settings import Settings
@@ -88,7 +88,7 @@ class StagedSave:
             # The error holds this frame, which must not hold the error (Runtime.run).
             del self
 
-    def start(self) -> AsyncResponse[None]:
+    def start(self) -> Response[None]:
         """Commits in the background."""
         try:
             self._future = self._runtime.submit(self._work())

@@ -292,7 +292,7 @@ def _note_strangers(comparison: Comparison, opened: _Opened, seal: Seal | None) 
         return
     known = _names_below(seal.digests)
     for name in opened.manifests:
-        if name.partition("/")[0] not in known:
+        if posixpath.dirname(name) not in known:
             comparison.note(name, f"is not named by {ROOT_SEAL}")
 
 

@@ -79,7 +79,10 @@ class TreeItem:
     manifest: Manifest
     source: ArraySource
     custom_metadata: Any = None
-    """User's metadata of the item itself (older API of the peer only)."""
+    """User's metadata of the item itself (older API of the peer only); of an item of
+    ours it stands in its document alone."""
+    documents: Mapping[str, Digest] = field(default_factory=dict)
+    """Digests of the documents beside a manifest of ours, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

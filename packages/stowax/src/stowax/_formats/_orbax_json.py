@@ -99,6 +99,10 @@ class RootDocument:
     init_timestamp_nsecs: int | None = None
     commit_timestamp_nsecs: int | None = None
     custom_metadata: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """As a rule empty: those of a step are an item."""
+    performance_metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Of Orbax alone."""
 
 
 def encode_root(
@@ -132,7 +136,7 @@ def decode_root(data: bytes, *, path: str = "") -> RootDocument:
     """Reads `_CHECKPOINT_METADATA` with the patience that Orbax has.
 
     A document that is empty or no JSON object says nothing, and every key may be
-    absent.  `performance_metrics` are not looked at.
+    absent.  Metrics that are none are passed over.
 
     Args:
         data: The document.
@@ -153,8 +157,8 @@ def decode_root(data: bytes, *, path: str = "") -> RootDocument:
     init = document.pop("init_timestamp_nsecs", None)
     commit = document.pop("commit_timestamp_nsecs", None)
     custom = document.pop("custom_metadata", None)
-    document.pop("metrics", None)
-    document.pop("performance_metrics", None)
+    metrics = document.pop("metrics", None)
+    performance = document.pop("performance_metrics", None)
     for value in (init, commit):
         if value is not None and type(value) is not int:
             raise CorruptCheckpointError(
@@ -176,6 +180,8 @@ def decode_root(data: bytes, *, path: str = "") -> RootDocument:
         init_timestamp_nsecs=init,
         commit_timestamp_nsecs=commit,
         custom_metadata=custom or document,
+        metrics=metrics if isinstance(metrics, dict) else {},
+        performance_metrics=performance if isinstance(performance, dict) else {},
     )
 
 

@@ -48,6 +48,7 @@ def encode_documents(
     use_zarr3: bool = True,
     rich_types: bool = False,
     array_metadata: bool = True,
+    custom_metadata: str = "null",
 ) -> dict[str, bytes]:
     """Every document of a tree item, by path relative to the item's directory.
 
@@ -59,6 +60,7 @@ def encode_documents(
         use_zarr3: Whether they are described as zarr 3, and not 2.
         rich_types: Whether `_METADATA` tells tuples and NamedTuples, too.
         array_metadata: Whether `array_metadatas` is among them.
+        custom_metadata: What the user keeps with this item, in JSON.
 
     Raises:
         KeyPathCollisionError: Two strings cannot both stand in `_strings.json`.
@@ -70,6 +72,7 @@ def encode_documents(
             {"use_ocdbt": use_ocdbt, "use_zarr3": use_zarr3},
             manifest_name,
             rich_types=rich_types,
+            custom_metadata=json.loads(custom_metadata),
         )
     }
     arrays = [leaf for leaf in manifest.leaves if leaf.form.kind == "jax.Array"]
@@ -95,6 +98,7 @@ def _encode_metadata(
     manifest_name: str | None,
     *,
     rich_types: bool,
+    custom_metadata: Any,
 ) -> bytes:
     def describe(node: Node) -> dict[str, Any]:
         if node.kind == "leaf":
@@ -107,7 +111,7 @@ def _encode_metadata(
     document: dict[str, Any] = {
         **arrays,
         "store_array_data_equal_to_fill_value": True,
-        "custom_metadata": None,
+        "custom_metadata": custom_metadata,
     }
     if manifest_name is not None:
         document[OUR_KEY] = {"manifest": manifest_name}

@@ -106,6 +106,7 @@ def encode_seal(
 class Seal:
     """What the seal of a checkpoint vouches for; all names are relative to its root."""
 
+    layout: Layout
     documents: Mapping[str, Digest]
     manifests: Mapping[str, Digest]
     guests: Mapping[str, Digest]
@@ -126,7 +127,11 @@ def decode_seal(data: bytes) -> Seal:
     document = unseal(data)
     check_version(document, SEAL)
     try:
+        layout = document["layout"]
+        if layout not in ("composite", "direct"):
+            raise ValueError(f"its layout is {layout!r}")
         return Seal(
+            layout=layout,
             documents=decode_digests(document["documents"]),
             manifests=decode_digests(document["manifests"]),
             guests=decode_digests(document["guests"]),
@@ -182,7 +187,10 @@ class StowaxFormat:
         deleting = await _read_deletion(store, path)
         names = {n.split("/")[0] for n in digests if "/" in n}
         items = _directories(path, sorted(names - {deleting}))
-        if verify:
+        is_direct = seal.layout == "direct"
+        if is_direct:
+            items = {"": path}
+        elif verify:
             # Before the root is looked at: a missing item says more than its digest.
             await _check_items(store, path, items, deleting)
         root = await read_document(
@@ -193,9 +201,10 @@ class StowaxFormat:
         )
         facts = _orbax_json.decode_root(root, path=path)
         # An item without any file stands in no digest.
-        named = [name for name in facts.typestrs if name not in ("", deleting)]
-        items = _directories(path, [*items, *named])
-        if not verify:
+        if not is_direct:
+            named = [name for name in facts.typestrs if name not in ("", deleting)]
+            items = _directories(path, [*items, *named])
+        if not verify and not is_direct:
             items = {
                 name: directory
                 for name, directory in items.items()
@@ -210,7 +219,7 @@ class StowaxFormat:
             commit_timestamp_nsecs=facts.commit_timestamp_nsecs,
             custom_metadata=facts.custom_metadata,
             metrics=None
-            if metrics is None
+            if metrics is None or _orbax_json.METRICS_DOCUMENT not in digests
             else await _read_metrics(store, join(metrics, "metrics"), digests, verify),
             deleting=deleting,
             guest_files={join(path, name): d for name, d in digests.items()},
@@ -274,6 +283,7 @@ def _tree_item(
         path=path,
         manifest=manifest,
         source=ChunkSource(store, path, manifest, verify=verify),
+        documents=root.documents,
     )
 
 

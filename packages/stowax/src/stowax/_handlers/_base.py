@@ -192,6 +192,14 @@ class NeedsTarget:
     """
 
 
+class FinalizingHandler:
+    """Marks the handlers of guests that finish an item once all of it is written."""
+
+    async def finalize_item(self, directory: epath.Path) -> None:
+        """Runs in the primary process, before the item is sealed; may block."""
+        raise NotImplementedError  # Every final class has its own.
+
+
 def is_own(handler: Any, name: str) -> bool:
     """Whether a method, or attribute, of a handler is one of ours.
 

@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
-from stowax._caller import in_mesh, warn_narrowed
 from stowax._context import Context, current_settings
 from stowax._formats._orbax_json import PYTREE_TYPESTR
 from stowax._handlers._base import OwnHandler
-from stowax._item_layout import StagedItem, stage_item
-from stowax._item_plan import plan_load
-from stowax._item_read import ItemLoad, metadata_tree, open_item
-from stowax._item_write import complete_items, told_parts, write_part
+from stowax._handlers._tree import begin_load, begin_save
+from stowax._item_read import metadata_tree, open_item
 from stowax._keypath import flatten
 from stowax._leaves._registry import Leaves
 from stowax._operation import Operation
 from stowax._operation_path import OperationPath
-from stowax._plan._storage import choose_codec
 from stowax._settings import LoadSettings, SaveSettings, Settings, check_supported
-from stowax._stores._base import walk
 from stowax.errors import TreeError, UnsupportedOptionError
 
 
@@ -84,46 +79,13 @@ class PyTreeHandler(OwnHandler):
             TreeError: It cannot be saved; names every leaf in the way.
         """
         where = await OperationPath.of(directory, self._settings(), verb="write")
-        operation, location = where.operation, where.location
-        is_alone = where is not directory
-        try:
-            saving = self._saving(operation)
-            runtime = operation.runtime
-            staged = stage_item(
-                checkpointable,
-                operation.processes,
-                borrow=operation.borrow,
-                leaves=self._leaves(operation.settings),
-                saving=saving,
-                codec=choose_codec(
-                    saving.use_compression, is_remote=operation.store.is_remote
-                ),
-                budget=runtime.staging_budget,
-                limit_bytes=operation.settings.memory.staging_limit_bytes(
-                    runtime.spare_memory_bytes(), runtime.staging_budget.taken_bytes
-                ),
-                known=runtime.layouts,
-                is_update=bool(operation.update),
-            )
-            if (report := operation.report) is not None:
-                report.expect(staged.layout.plan.array_bytes)
-                report.may_take(staged.staging.limit_bytes)
-            # Before anything is staged: a filter of warnings may raise it.
-            warn_narrowed("Context.array.saving", staged.layout.narrowed)
-            await staged.staging.stage_first()
-        except Exception as error:  # Any failure: the others are about to wait for us.
-            if is_alone:  # Inside another save, that one tells them.
-                await operation.submit(operation.agree("written", error))
-            raise
-        write = _write_alone if is_alone else write_part
-        try:
-            writing = operation.submit(write(staged, location, operation))
-            writing.future.add_done_callback(lambda _: staged.staging.close())
-        except BaseException:  # An interrupt too; raised again.
-            staged.staging.close()
-            raise
-        await staged.staging.stage_rest()
-        return writing
+        return await begin_save(
+            where,
+            checkpointable,
+            saving=lambda: self._saving(where.operation),
+            leaves=self._leaves(where.operation.settings),
+            is_alone=where is not directory,
+        )
 
     async def load(
         self, directory: Any, abstract_checkpointable: Any = None
@@ -141,20 +103,14 @@ class PyTreeHandler(OwnHandler):
         operation, location = where.operation, where.location
         loading = self._loading(operation)
         item = await operation.submit(open_item(operation, location, loading))
-        with in_mesh(loading.mesh):
-            plan = plan_load(
-                item,
-                abstract_checkpointable,
-                has_target=abstract_checkpointable is not None,
-                loading=loading,
-                processes=operation.processes,
-                leaves=self._leaves(operation.settings),
-            )
-            plan.check()
-        warn_narrowed(location, plan.narrowed())
-        load = ItemLoad(operation, item, plan, loading.mesh)
-        load.begin()
-        return load.finish()
+        return begin_load(
+            where,
+            item,
+            abstract_checkpointable,
+            has_target=abstract_checkpointable is not None,
+            loading=loading,
+            leaves=self._leaves(operation.settings),
+        )
 
     async def metadata(self, directory: Any) -> Any:
         """The tree of abstract leaves that the directory holds."""
@@ -243,23 +199,3 @@ def _refuse(**arguments: object | None) -> None:
             "arguments of PyTreeHandler that this version cannot follow:\n"
             + "\n".join(lines)
         )
-
-
-async def _write_alone(staged: StagedItem, location: str, operation: Operation) -> None:
-    """Writes a whole item, together with the other processes."""
-
-    async def write() -> bytes:
-        await write_part(staged, location, operation)
-        return told_parts(operation)
-
-    async def complete() -> bytes:
-        if operation.processes.is_primary:
-            await complete_items(operation, told)
-        found = await walk(operation.store, location)
-        directories = [path for path, entry in found if entry.is_directory]
-        await operation.store.sync([*directories, location])
-        return b""
-
-    operation.start_clock()
-    told = await operation.agree("written", await operation.attempt(write()))
-    await operation.agree("complete", await operation.attempt(complete()))
