@@ -739,3 +739,11 @@ def test_guard_for_orbax(tmp_path):
     assert guard.parent == first
     with pytest.raises(json.JSONDecodeError):
         json.loads((guard / "_METADATA").read_text())
+
+
+def test_guard_for_orbax_on_a_checkpoint(tmp_path):
+    """A session that began from a checkpoint has it, should that be deleted."""
+    stowax.save(tmp_path / "c", {"a": 1})
+    partial.save(tmp_path / "c", {"b": 2}, replace=True)
+
+    assert list(tmp_path.rglob("finalize-with-stowax"))
