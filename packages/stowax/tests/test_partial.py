@@ -19,6 +19,7 @@ from sample_trees import bits, differences, mesh
 
 import stowax
 from stowax import partial, training
+from stowax._codecs._item_manifest import decode_part
 from stowax._runtime import Runtime
 from stowax._session_records import FINALIZED, parse_update, session_of
 from stowax.errors import (
@@ -31,6 +32,7 @@ from stowax.errors import (
     KeyPathCollisionError,
     PartialSaveReplacementError,
     SaveError,
+    SaveInProgressError,
     UnsupportedOptionError,
 )
 from stowax.handlers import JsonHandler, PyTreeHandler
@@ -106,6 +108,29 @@ def test_nothing_is_left(place):
     partial.finalize(place / "checkpoint")
 
     assert names(store, place.directory) == ["checkpoint"]
+
+
+def test_the_same_structure_as_a_checkpoint(place):
+    """How a checkpoint was laid out last does not matter to a session."""
+    store = place.store or stowax._stores._local.LocalStore()
+    stowax.save(place / "other", {"a": np.arange(3)})
+    partial.save(place / "checkpoint", {"a": np.arange(3)})
+
+    session = session_of(str(place / "checkpoint"))
+    (update,) = names(store, session)
+    assert "ocdbt.process_0" in names(store, f"{session}/{update}/state")
+
+
+def test_gaps_are_zeros_where_nothing_was_replaced(tmp_path):
+    """Only where chunks were replaced, what lies between others is not compared."""
+    partial.save(tmp_path / "c", {"a": np.arange(3)})
+    partial.save(tmp_path / "c", {"b": np.arange(3), "c": np.arange(4)})
+    partial.finalize(tmp_path / "c")
+    partial.save(tmp_path / "c", {"c": 1}, replace=True)
+    partial.finalize(tmp_path / "c")
+
+    tables = [decode_part(p.read_bytes()) for p in tmp_path.rglob("stowax.chunks.*")]
+    assert sorted(table.has_remains for table in tables) == [False, False, True]
 
 
 def test_giving_up(place):
@@ -245,6 +270,36 @@ class TestErrors:
         partial.save_checkpointables(path, {"model": {"b": 3}}, replace=True)
         partial.finalize(path)
         assert stowax.load(path) == {"w": 1, "b": 3}
+
+    def test_directories_in_each_other(self, place):
+        """Arrays of two calls that cannot be directories of one item are refused."""
+        saving = ArrayOptions.Saving(use_ocdbt=False)
+        with place.context(array=ArrayOptions(saving=saving)):
+            partial.save(place / "checkpoint", {"a": np.arange(3)})
+            with pytest.raises(InvalidNameError, match="lies within that of 'a'"):
+                partial.save(place / "checkpoint", {"a/b": np.arange(3)})
+
+    def test_a_save_to_the_path_is_under_way(self):
+        """The finalization does not race with it."""
+        store = PausedStore(MemoryStore(), 100_000)
+        with stowax.Context(file=FileOptions(store=store)):
+            partial.save("/c", {"a": 1})
+            response = stowax.save_async("/c", {"big": np.zeros(100_000)})
+            with pytest.raises(SaveInProgressError):
+                partial.finalize("/c")
+            store.go_on.set()
+            response.result()
+
+    def test_what_orbax_has_begun_to_delete(self, tmp_path):
+        """No session begins from a checkpoint of which a part may be gone."""
+        path = tmp_path / "c"
+        stowax.save_checkpointables(path, {"a": {"x": 1}, "state": {"y": 2}})
+        (path / "_CHECKPOINT_DELETION").write_text(
+            json.dumps({"checkpointable_name": "a"})
+        )
+
+        with pytest.raises(InvalidLayoutError, match="begun to delete 'a'"):
+            partial.save(path, {"y": 3}, replace=True)
 
     def test_two_texts_in_one_place(self, place):
         """Names of texts that Orbax would put into one place are found in time."""
@@ -386,6 +441,11 @@ class TestReplace:
             partial.finalize(path)
             stowax.verify(path)
 
+        item = f"{path}/state"
+        store = place.store or stowax._stores._local.LocalStore()
+        # Of what is there no more, nothing is kept.
+        tables = [name for name in names(store, item) if ".chunks." in name]
+        assert tables == ["stowax.chunks.0", "stowax.chunks.1"]
         assert stowax.load(path)["a"].tolist() == [2, 2, 2, 2]
         assert stowax.load(path)["b"].tolist() == [0, 1, 2, 3]
 
@@ -420,7 +480,7 @@ class TestReplace:
                 "config": {"a": 1},
                 "opt": {"mu": [1, 2]},
             }
-        stowax.verify(path)
+        assert not stowax.verify(path).unvouched
 
     def test_an_object_that_saves_itself(self, place):
         """An item with files of a guest is replaced as a whole, tree and files."""
@@ -525,12 +585,15 @@ def test_ways_to_store_arrays(place, saving):
     with place.context(array=arrays):
         partial.save(path, {"a": np.arange(200.0), "b": np.arange(300)})
         partial.save(path, {"b": np.arange(40), "c": np.arange(50)}, replace=True)
-    other = ArrayOptions.Saving(use_ocdbt=not saving.use_ocdbt)
-    with (
-        place.context(array=ArrayOptions(saving=other)),
-        pytest.raises(UnsupportedOptionError, match="use_ocdbt is"),
+    for other in (
+        ArrayOptions.Saving(use_ocdbt=not saving.use_ocdbt, use_zarr3=saving.use_zarr3),
+        ArrayOptions.Saving(use_ocdbt=saving.use_ocdbt, use_zarr3=not saving.use_zarr3),
     ):
-        partial.save(path, {"d": np.arange(3)})
+        with (
+            place.context(array=ArrayOptions(saving=other)),
+            pytest.raises(UnsupportedOptionError, match=r"use_(ocdbt|zarr3) is"),
+        ):
+            partial.save(path, {"d": np.arange(3)})
     with place.context(array=arrays):
         partial.finalize(path)
 
@@ -688,6 +751,32 @@ class TestSeveralPrograms:
             partial.finalize("/c")
             assert stowax.load("/c") == {"b": 2}
         runtime.close()
+
+    def test_a_checkpoint_that_is_replaced_meanwhile(self):
+        """What a session began from is replaced while it is finalized: nothing is."""
+        store, runtime = MemoryStore(), Runtime()
+
+        class Busy(RecordingStore):
+            async def write(self, path, pieces, **given):
+                if path.endswith("/commit_success.txt"):
+                    await asyncio.to_thread(save_as_another)
+                await super().write(path, pieces, **given)
+
+        def save_as_another():
+            with stowax.Context(runtime=runtime, file=FileOptions(store=store)):
+                stowax.save("/c", {"x": 1}, overwrite=True)
+
+        with stowax.Context(file=FileOptions(store=store)):
+            stowax.save("/c", {"a": 1})
+            partial.save("/c", {"a": 2}, replace=True)
+        with (
+            stowax.Context(file=FileOptions(store=Busy(store))),
+            pytest.raises(SaveError, match="was replaced while"),
+        ):
+            partial.finalize("/c")
+        runtime.close()
+        with stowax.Context(file=FileOptions(store=store)):
+            assert stowax.load("/c") == {"x": 1}
 
     def test_a_save_whose_draft_is_taken_away(self):
         """It fails, and does not say that it has saved what is gone."""
