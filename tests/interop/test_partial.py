@@ -19,6 +19,7 @@ import stowax
 from stowax._session_records import session_of
 from stowax.errors import (
     InvalidLayoutError,
+    KeyPathCollisionError,
     NoChecksumsError,
     PartialSaveReplacementError,
 )
@@ -267,6 +268,31 @@ def test_arrays_without_a_database(tmp_path):
     with context, pytest.raises(InvalidLayoutError, match="without OCDBT"):
         stowax.partial.save(path, {"x": 1}, replace=True)
     assert stowax.load(path)["w"].tolist() == [1, 1, 1]
+
+
+def test_a_stray_file_in_an_update_of_orbax(tmp_path):
+    """It is told of, and nothing that was saved is left out because of it."""
+    path = tmp_path / "checkpoint"
+    v1.partial.save(path, {"a": np.arange(3)})
+    v1.partial.save(path, {"b": np.arange(3)})
+    first = min(Path(session_of(str(path))).iterdir())
+    (first / "state" / ".DS_Store").write_text("stray")
+
+    with pytest.raises(InvalidLayoutError, match=r"\.DS_Store"):
+        stowax.partial.finalize(path)
+    (first / "state" / ".DS_Store").unlink()
+    stowax.partial.finalize(path)
+    assert stowax.load(path).keys() == {"a", "b"}
+
+
+def test_names_that_collide_over_libraries(tmp_path):
+    """What Orbax takes for two leaves, and is one on disk, is refused."""
+    path = tmp_path / "checkpoint"
+    stowax.partial.save(path, {"a": {"b": "x"}, "k": 1})
+    v1.partial.save(path, {"a.b": "y"})
+
+    with pytest.raises(KeyPathCollisionError, match=r"a\.b"):
+        stowax.partial.finalize(path)
 
 
 def test_errors_are_theirs(tmp_path):

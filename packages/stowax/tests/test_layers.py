@@ -92,6 +92,8 @@ LAYERS = {
     "_operation": 6,
     "_operation_path": 6,
     "_session": 6,
+    "_session_calls": 8,
+    "_session_items": 6,
     "_session_records": 6,
     "_tensor_layout": 6,
     "_tensor_write": 6,

@@ -1,8 +1,12 @@
 """What a session of partial saves promises: it grows, and becomes one checkpoint."""
 
 import asyncio
+import concurrent.futures
 import json
+import os
+import shutil
 import threading
+from collections import OrderedDict
 from typing import NamedTuple
 
 import jax
@@ -15,6 +19,8 @@ from sample_trees import bits, differences, mesh
 
 import stowax
 from stowax import partial, training
+from stowax._codecs._item_manifest import decode_part
+from stowax._runtime import Runtime
 from stowax._session_records import FINALIZED, parse_update, session_of
 from stowax.errors import (
     BackgroundSaveError,
@@ -26,10 +32,16 @@ from stowax.errors import (
     KeyPathCollisionError,
     PartialSaveReplacementError,
     SaveError,
+    SaveInProgressError,
     UnsupportedOptionError,
 )
 from stowax.handlers import JsonHandler, PyTreeHandler
-from stowax.options import ArrayOptions, CheckpointablesOptions, FileOptions
+from stowax.options import (
+    ArrayOptions,
+    AsyncOptions,
+    CheckpointablesOptions,
+    FileOptions,
+)
 from stowax.testing import MemoryStore, RecordingStore, durability_faults
 
 
@@ -96,6 +108,42 @@ def test_nothing_is_left(place):
     partial.finalize(place / "checkpoint")
 
     assert names(store, place.directory) == ["checkpoint"]
+
+
+def test_the_same_structure_as_a_checkpoint(place):
+    """How a checkpoint was laid out last does not matter to a session."""
+    store = place.store or stowax._stores._local.LocalStore()
+    stowax.save(place / "other", {"a": np.arange(3)})
+    partial.save(place / "checkpoint", {"a": np.arange(3)})
+
+    session = session_of(str(place / "checkpoint"))
+    (update,) = names(store, session)
+    assert "ocdbt.process_0" in names(store, f"{session}/{update}/state")
+
+
+def test_gaps_are_zeros_where_nothing_was_replaced(tmp_path):
+    """Only where chunks were replaced, what lies between others is not compared."""
+    partial.save(tmp_path / "c", {"a": np.arange(3)})
+    partial.save(tmp_path / "c", {"b": np.arange(3), "c": np.arange(4)})
+    partial.finalize(tmp_path / "c")
+    partial.save(tmp_path / "c", {"c": 1}, replace=True)
+    partial.finalize(tmp_path / "c")
+
+    tables = [decode_part(p.read_bytes()) for p in tmp_path.rglob("stowax.chunks.*")]
+    assert sorted(table.has_remains for table in tables) == [False, False, True]
+
+
+def test_giving_up(place):
+    """A session is deleted by its path, and then is not there."""
+    path = place / "checkpoint"
+    partial.save(path, {"a": 1})
+
+    assert stowax.delete(f"{path}.partial_save")
+    with pytest.raises(CheckpointNotFoundError):
+        partial.finalize(path)
+    partial.save(path, {"b": 2})
+    partial.finalize(path)
+    assert stowax.load(path) == {"b": 2}
 
 
 def test_the_path_of_the_session(place):
@@ -210,6 +258,66 @@ class TestErrors:
             partial.save_checkpointables(path, {"guest": {"x": 3}}, replace=True)
         assert stowax.load(path, checkpointable_name="guest") == {"x": 1, "y": 2}
 
+    def test_a_checkpoint_without_a_state(self, place):
+        """Which of its trees is meant, nobody guesses."""
+        path = place / "checkpoint"
+        stowax.save_checkpointables(path, {"model": {"w": 1, "b": 2}})
+
+        with pytest.raises(
+            InvalidLayoutError, match=r"\['model'\].*save_checkpointables"
+        ):
+            partial.save(path, {"b": 3}, replace=True)
+        partial.save_checkpointables(path, {"model": {"b": 3}}, replace=True)
+        partial.finalize(path)
+        assert stowax.load(path) == {"w": 1, "b": 3}
+
+    def test_directories_in_each_other(self, place):
+        """Arrays of two calls that cannot be directories of one item are refused."""
+        saving = ArrayOptions.Saving(use_ocdbt=False)
+        with place.context(array=ArrayOptions(saving=saving)):
+            partial.save(place / "checkpoint", {"a": np.arange(3)})
+            with pytest.raises(InvalidNameError, match="lies within that of 'a'"):
+                partial.save(place / "checkpoint", {"a/b": np.arange(3)})
+
+    def test_a_save_to_the_path_is_under_way(self):
+        """The finalization does not race with it."""
+        store = PausedStore(MemoryStore(), 100_000)
+        with stowax.Context(file=FileOptions(store=store)):
+            partial.save("/c", {"a": 1})
+            response = stowax.save_async("/c", {"big": np.zeros(100_000)})
+            with pytest.raises(SaveInProgressError):
+                partial.finalize("/c")
+            store.go_on.set()
+            response.result()
+
+    def test_what_orbax_has_begun_to_delete(self, tmp_path):
+        """No session begins from a checkpoint of which a part may be gone."""
+        path = tmp_path / "c"
+        stowax.save_checkpointables(path, {"a": {"x": 1}, "state": {"y": 2}})
+        (path / "_CHECKPOINT_DELETION").write_text(
+            json.dumps({"checkpointable_name": "a"})
+        )
+
+        with pytest.raises(InvalidLayoutError, match="begun to delete 'a'"):
+            partial.save(path, {"y": 3}, replace=True)
+
+    def test_two_texts_in_one_place(self, place):
+        """Names of texts that Orbax would put into one place are found in time."""
+        partial.save(place / "checkpoint", {"a/b": "one"})
+
+        with pytest.raises(KeyPathCollisionError, match="_strings"):
+            partial.save(place / "checkpoint", {"a": "two"})
+        partial.save(place / "checkpoint", {"a": np.arange(3)})
+
+    def test_a_call_that_fails_leaves_nothing(self, tmp_path):
+        """Neither for us nor for Orbax there is a sign of it."""
+        partial.save(tmp_path / "c", {"a": 1})
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(stowax.errors.TreeError):
+            partial.save(tmp_path / "c", {"b": object()}, replace=True)
+
+        assert sorted(tmp_path.rglob("*")) == before
+
     def test_what_is_no_flag(self, place):
         with pytest.raises(InvalidArgumentError, match="replace"):
             partial.save(place / "checkpoint", {"a": 1}, replace=None)
@@ -235,6 +343,19 @@ class TestErrors:
 
 
 class TestReplace:
+    def test_in_classes_that_are_like_dicts(self, place):
+        """What is loaded without a class, as dicts, can be saved back in part."""
+        path = place / "checkpoint"
+        stowax.save(path, {"model": OrderedDict(body=State(1, 2), head=[3])})
+        head = stowax.load(path)["model"]["head"]
+        partial.save(
+            path, {"model": {"head": [*head, 4], "body": {"step": 5}}}, replace=True
+        )
+        partial.finalize(path)
+
+        loaded = stowax.load(path)["model"]
+        assert loaded == {"body": {"params": 1, "step": 5}, "head": [3, 4]}
+
     def test_leaves_and_subtrees(self, place):
         """What is named is replaced, in the order of the calls; the rest stays."""
         path = place / "checkpoint"
@@ -320,6 +441,11 @@ class TestReplace:
             partial.finalize(path)
             stowax.verify(path)
 
+        item = f"{path}/state"
+        store = place.store or stowax._stores._local.LocalStore()
+        # Of what is there no more, nothing is kept.
+        tables = [name for name in names(store, item) if ".chunks." in name]
+        assert tables == ["stowax.chunks.0", "stowax.chunks.1"]
         assert stowax.load(path)["a"].tolist() == [2, 2, 2, 2]
         assert stowax.load(path)["b"].tolist() == [0, 1, 2, 3]
 
@@ -354,7 +480,7 @@ class TestReplace:
                 "config": {"a": 1},
                 "opt": {"mu": [1, 2]},
             }
-        stowax.verify(path)
+        assert not stowax.verify(path).unvouched
 
     def test_an_object_that_saves_itself(self, place):
         """An item with files of a guest is replaced as a whole, tree and files."""
@@ -402,6 +528,7 @@ class TestReplace:
         with training.Checkpointer(tmp_path) as checkpointer:
             assert checkpointer.load(1) == {"a": 3, "b": 2}
             assert checkpointer.latest.metrics == {"loss": 0.5}
+        assert (tmp_path / "1" / "state" / "commit_success.txt").exists()
         stowax.verify(tmp_path / "1")
 
     def test_what_no_session_begins_from(self, tmp_path):
@@ -458,12 +585,15 @@ def test_ways_to_store_arrays(place, saving):
     with place.context(array=arrays):
         partial.save(path, {"a": np.arange(200.0), "b": np.arange(300)})
         partial.save(path, {"b": np.arange(40), "c": np.arange(50)}, replace=True)
-    other = ArrayOptions.Saving(use_ocdbt=not saving.use_ocdbt)
-    with (
-        place.context(array=ArrayOptions(saving=other)),
-        pytest.raises(UnsupportedOptionError, match="use_ocdbt is"),
+    for other in (
+        ArrayOptions.Saving(use_ocdbt=not saving.use_ocdbt, use_zarr3=saving.use_zarr3),
+        ArrayOptions.Saving(use_ocdbt=saving.use_ocdbt, use_zarr3=not saving.use_zarr3),
     ):
-        partial.save(path, {"d": np.arange(3)})
+        with (
+            place.context(array=ArrayOptions(saving=other)),
+            pytest.raises(UnsupportedOptionError, match=r"use_(ocdbt|zarr3) is"),
+        ):
+            partial.save(path, {"d": np.arange(3)})
     with place.context(array=arrays):
         partial.finalize(path)
 
@@ -557,6 +687,22 @@ class TestInTheBackground:
             partial.finalize("/c")
             assert stowax.load("/c") == {"y": 2}
 
+    def test_on_a_checkpoint_that_was_to_be_changed(self):
+        """Without the earlier call, a call that adds begins no session by itself."""
+        store = PausedStore(MemoryStore(), 100_000)
+        with stowax.Context(file=FileOptions(store=store)):
+            stowax.save("/c", {"a": 1})
+            first = partial.save_async("/c", {"a": np.zeros(100_000)}, replace=True)
+            second = partial.save_async("/c", {"c": 2})
+            store.error = OSError("full")
+            store.go_on.set()
+            for response in (first, second):
+                with pytest.raises((OSError, CheckpointExistsError)):
+                    response.result()
+            with pytest.raises(CheckpointExistsError):
+                partial.finalize("/c")
+            assert stowax.load("/c") == {"a": 1}
+
     def test_on_a_checkpoint(self):
         """A call that adds knows what an earlier one has begun from."""
         store = PausedStore(MemoryStore(), 100_000)
@@ -571,6 +717,137 @@ class TestInTheBackground:
             second.result()
             partial.finalize("/c")
             assert stowax.load("/c").keys() == {"a", "b", "c"}
+
+
+class TestSeveralPrograms:
+    """Programs know of each other only by what is on disk."""
+
+    def test_a_save_while_another_one_finalizes(self, caplog):
+        """It is in the checkpoint, or it is still there: nothing is lost."""
+
+        class Busy(RecordingStore):
+            other = None
+
+            async def publish(self, draft, final, *, replace):
+                if final == "/c" and self.other is not None:
+                    await asyncio.to_thread(self.other)
+                await super().publish(draft, final, replace=replace)
+
+        store, runtime = MemoryStore(), Runtime()
+        busy = Busy(store)
+
+        def save_as_another():
+            with stowax.Context(runtime=runtime, file=FileOptions(store=store)):
+                partial.save("/c", {"b": 2})
+
+        busy.other = save_as_another
+        with stowax.Context(file=FileOptions(store=busy)):
+            partial.save("/c", {"a": 1})
+            partial.finalize("/c")
+            assert "saved to while it was finalized" in caplog.text
+            assert stowax.load("/c") == {"a": 1}
+            stowax.delete("/c")
+            busy.other = None
+            partial.finalize("/c")
+            assert stowax.load("/c") == {"b": 2}
+        runtime.close()
+
+    def test_a_checkpoint_that_is_replaced_meanwhile(self):
+        """What a session began from is replaced while it is finalized: nothing is."""
+        store, runtime = MemoryStore(), Runtime()
+
+        class Busy(RecordingStore):
+            async def write(self, path, pieces, **given):
+                if path.endswith("/commit_success.txt"):
+                    await asyncio.to_thread(save_as_another)
+                await super().write(path, pieces, **given)
+
+        def save_as_another():
+            with stowax.Context(runtime=runtime, file=FileOptions(store=store)):
+                stowax.save("/c", {"x": 1}, overwrite=True)
+
+        with stowax.Context(file=FileOptions(store=store)):
+            stowax.save("/c", {"a": 1})
+            partial.save("/c", {"a": 2}, replace=True)
+        with (
+            stowax.Context(file=FileOptions(store=Busy(store))),
+            pytest.raises(SaveError, match="was replaced while"),
+        ):
+            partial.finalize("/c")
+        runtime.close()
+        with stowax.Context(file=FileOptions(store=store)):
+            assert stowax.load("/c") == {"x": 1}
+
+    def test_a_save_whose_draft_is_taken_away(self):
+        """It fails, and does not say that it has saved what is gone."""
+
+        class Robbed(RecordingStore):
+            async def write(self, path, pieces, **given):
+                if path.endswith("/_CHECKPOINT_METADATA") and ".partial_save/" in path:
+                    await self.delete(session_of("/c"))
+                await super().write(path, pieces, **given)
+
+        with stowax.Context(file=FileOptions(store=Robbed(MemoryStore()))):
+            with pytest.raises(SaveError, match="are gone"):
+                partial.save("/c", {"a": np.arange(3)})
+            with pytest.raises(CheckpointNotFoundError):
+                partial.finalize("/c")
+
+    def test_a_checkpoint_that_appears_meanwhile(self):
+        """A save to a session does not end beside a checkpoint of somebody else."""
+        store = PausedStore(MemoryStore(), 100_000)
+        with stowax.Context(file=FileOptions(store=store)):
+            response = partial.save_async("/c", {"big": np.zeros(100_000)})
+            stowax.save("/c", {"x": 1})
+            store.go_on.set()
+            with pytest.raises(CheckpointExistsError):
+                response.result()
+            assert stowax.load("/c") == {"x": 1}
+
+
+def test_threads(tmp_path):
+    """Saves of several threads to one session do not hinder each other."""
+    stowax.save(tmp_path / "c", {"base": 1})
+
+    def save(number):
+        partial.save(tmp_path / "c", {f"k{number}": number}, replace=True)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(save, range(12)))
+    partial.finalize(tmp_path / "c")
+
+    loaded = stowax.load(tmp_path / "c")
+    assert loaded == {"base": 1} | {f"k{number}": number for number in range(12)}
+
+
+def test_a_callback_may_save_to_the_next_session(place):
+    """The callback of a finalization comes when it is over."""
+    path = place / "checkpoint"
+
+    def go_on():
+        partial.save(path, {"b": 2}, replace=True)
+
+    options = AsyncOptions(post_finalization_callback=go_on, timeout_secs=30)
+    with place.context(asynchronous=options):
+        partial.save(path, {"a": 1})
+        partial.finalize(path)
+    partial.finalize(path)
+
+    assert stowax.load(path) == {"a": 1, "b": 2}
+
+
+def test_many_calls_read_what_is_there_once():
+    """A save to a session with many updates reads none of them again."""
+    store = RecordingStore(MemoryStore())
+    reads = []
+    with stowax.Context(file=FileOptions(store=store)):
+        for number in range(12):
+            before = len(store.calls)
+            partial.save("/c", {f"k{number}": np.arange(number)})
+            calls = store.calls[before:]
+            reads.append(sum(call.operation == "read_into" for call in calls))
+
+    assert len(set(reads[1:])) == 1
 
 
 def test_everything_is_durable_before_it_appears(place):
@@ -646,6 +923,49 @@ class TestDamage:
 
         with pytest.raises(stowax.errors.CorruptCheckpointError, match="manifest"):
             partial.finalize(tmp_path / "c")
+
+    def test_an_item_that_is_missing(self, tmp_path):
+        partial.save_checkpointables(tmp_path / "c", {"m": {"a": 1}, "o": {"b": 1}})
+        (item,) = tmp_path.rglob("o")
+        shutil.rmtree(item)
+
+        with pytest.raises(stowax.errors.CorruptCheckpointError, match="missing"):
+            partial.finalize(tmp_path / "c")
+
+    def test_a_file_of_a_guest_that_is_missing(self, tmp_path):
+        """Nobody vouches for a checkpoint from which a file was lost on the way."""
+        json_item = CheckpointablesOptions.create_with_handlers(config=JsonHandler)
+        with stowax.Context(checkpointables=json_item):
+            stowax.save_checkpointables(tmp_path / "c", {"config": {}, "m": {"a": 1}})
+            partial.save_checkpointables(tmp_path / "c", {"m": {"a": 2}}, replace=True)
+            for file in (tmp_path / "c" / "config").iterdir():
+                file.unlink()
+            with pytest.raises(stowax.errors.CorruptCheckpointError, match="missing"):
+                partial.finalize(tmp_path / "c")
+
+    def test_a_record_that_is_missing(self, tmp_path):
+        """An update of ours without its record is not taken for one of Orbax."""
+        partial.save(tmp_path / "c", {"a": np.arange(3)})
+        (record,) = tmp_path.rglob("stowax.update.*")
+        record.unlink()
+
+        with pytest.raises(stowax.errors.CorruptCheckpointError, match="neither"):
+            partial.finalize(tmp_path / "c")
+
+    @pytest.mark.parametrize("is_cut", [False, True])
+    def test_a_data_file_that_is_not_whole(self, tmp_path, is_cut):
+        """A good checkpoint is not replaced by one that cannot be loaded."""
+        stowax.save(tmp_path / "c", {"a": np.arange(5)})
+        partial.save(tmp_path / "c", {"a": np.full(3000, 7.0)}, replace=True)
+        (data,) = (tmp_path / "c.partial_save").rglob("data-0")
+        if is_cut:
+            os.truncate(data, 10)
+        else:
+            data.unlink()
+
+        with pytest.raises(stowax.errors.CorruptCheckpointError, match="data-0"):
+            partial.finalize(tmp_path / "c")
+        assert stowax.load(tmp_path / "c")["a"].tolist() == [0, 1, 2, 3, 4]
 
     def test_data(self, tmp_path):
         """A flipped bit in an array is found when it is loaded, as always."""
@@ -739,3 +1059,11 @@ def test_guard_for_orbax(tmp_path):
     assert guard.parent == first
     with pytest.raises(json.JSONDecodeError):
         json.loads((guard / "_METADATA").read_text())
+
+
+def test_guard_for_orbax_on_a_checkpoint(tmp_path):
+    """A session that began from a checkpoint has it, should that be deleted."""
+    stowax.save(tmp_path / "c", {"a": 1})
+    partial.save(tmp_path / "c", {"b": 2}, replace=True)
+
+    assert list(tmp_path.rglob("finalize-with-stowax"))

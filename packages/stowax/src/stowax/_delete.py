@@ -16,7 +16,12 @@ from typing import Any
 
 from stowax._context import current_settings
 from stowax._formats._detect import is_checkpoint, open_checkpoint
-from stowax._formats._orbax_json import INDICATOR, ROOT_DOCUMENT, UNFINISHED_MARK
+from stowax._formats._orbax_json import (
+    INDICATOR,
+    PARTIAL_MARK,
+    ROOT_DOCUMENT,
+    UNFINISHED_MARK,
+)
 from stowax._formats._stowax import ROOT_SEAL
 from stowax._operation import Operation, in_place
 from stowax._operation_path import absolute
@@ -25,6 +30,7 @@ from stowax._remove_item import check_removable, remove_item
 from stowax._response import AsyncResponse, respond
 from stowax._runtime import Runtime
 from stowax._save_names import check_name
+from stowax._session_records import is_of_session
 from stowax._settings import check_supported
 from stowax._staged_save import in_progress, reservation_of
 from stowax._stores._base import Store, join, resolve
@@ -48,7 +54,8 @@ def delete(
     `training.Checkpointer.delete`.
 
     Args:
-        path: The checkpoint. A damaged one can be deleted, anything else cannot.
+        path: The checkpoint, or the directory of a session of partial saves, to give
+            it up. A damaged one can be deleted, anything else cannot.
         checkpointable_name: Which checkpointable goes; None: the whole checkpoint. One
             that Orbax has begun to delete is deleted to the end.
         missing_ok: Whether it is fine when there is nothing to delete.
@@ -190,7 +197,7 @@ async def _is_there(operation: Operation, *, is_step: bool) -> bool:
     store, path = operation.store, operation.directory
     if await store.stat(await resolve(store, path)) is None:
         return False
-    if is_step:
+    if is_step or await _is_session(store, path):
         return True
     # An item by itself may look like a checkpoint; what is above it tells.
     for document in (ROOT_SEAL, ROOT_DOCUMENT, INDICATOR):
@@ -210,6 +217,14 @@ async def _is_there(operation: Operation, *, is_step: bool) -> bool:
             "what you want to be rid of by other means"
         )
     return True
+
+
+async def _is_session(store: Store, path: str) -> bool:
+    """Whether it is a session of partial saves, which is given up so."""
+    if not path.endswith(PARTIAL_MARK):
+        return False
+    entries = await store.list(path)
+    return all(is_of_session(each.name) for each in entries if each.is_directory)
 
 
 async def _holds(operation: Operation, name: str, *, missing_ok: bool) -> bool:

@@ -8,14 +8,13 @@ and a session of which is known that it has become this checkpoint.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stowax._commit import begin, commit, conclude, draft_of
 from stowax._composite import ItemSums, RootFacts, write_item_commit, write_root
 from stowax._context import current_settings
 from stowax._database_source import DatabaseSource
-from stowax._delete import remove
 from stowax._environment import runtime_of
 from stowax._formats._base import TreeItem
 from stowax._formats._orbax_json import (
@@ -24,29 +23,29 @@ from stowax._formats._orbax_json import (
     ROOT_DOCUMENT,
 )
 from stowax._formats._stowax import MANIFEST
-from stowax._item_united import ArrayForm, ItemSource, write_united
+from stowax._item_united import ArrayForm, ItemSource, check_file, write_united
 from stowax._manifest import Digest
 from stowax._operation import Operation, reported
 from stowax._operation_path import absolute
-from stowax._plan._unite import Layer, lay_on, unite
+from stowax._plan._unite import lay_on, unite
 from stowax._response import raise_unseen
 from stowax._runtime import Runtime
-from stowax._save_update import (
-    SessionCall,
-    calls_key,
-    check_form_is_known,
-    end_call,
-    others_ended,
-)
 from stowax._session import (
     Saved,
     SavedItem,
     Session,
     check_session,
-    is_of_tree,
+    end_session,
     no_session,
     open_saved_item,
     open_session,
+)
+from stowax._session_calls import SessionCall, calls_key, end_call, others_ended
+from stowax._session_items import (
+    check_form_is_known,
+    check_united,
+    layer_of,
+    unites,
 )
 from stowax._session_records import FINALIZED, encode_finalized, final_of
 from stowax._settings import Settings, check_supported
@@ -95,6 +94,19 @@ def finalize(path: Any) -> None:
     location = final_of(absolute(path))
     runtime = runtime_of(settings)
     settings, report = reported("save", location, settings, in_background=False)
+    try:
+        operation = _in_turn(location, settings, runtime)
+        # No longer in turn: the callback may save to a session of the same path.
+        runtime.run(conclude(operation, location))
+    except BaseException as error:  # An interrupt too; raised again.
+        report.failed(error)
+        raise
+    finally:
+        report.wait()
+
+
+def _in_turn(location: str, settings: Settings, runtime: Runtime) -> Operation:
+    """Finalizes a session after all saves that are under way."""
     key, call = calls_key(settings, location), SessionCall(is_end=True)
     earlier = runtime.session_calls.begin(key, call)
     reservation = reservation_of(settings, location)
@@ -110,26 +122,22 @@ def finalize(path: Any) -> None:
         except Exception as error:  # noqa: BLE001 the other processes have to hear
             failure = error
         with noting(f"in the finalization of {location}"):
-            runtime.run(_finalize(location, settings, runtime, failure))
-    except BaseException as error:  # An interrupt too; raised again.
-        report.failed(error)
-        raise
+            return runtime.run(_finalize(location, settings, runtime, failure))
     finally:
         if is_reserved:
             runtime.free(reservation)
         end_call(runtime, key, call)
-        report.wait()
 
 
 async def _finalize(
     location: str, settings: Settings, runtime: Runtime, failure: Exception | None
-) -> None:
+) -> Operation:
     found: list[Session] = []
 
     async def prepare(operation: Operation) -> str:
         session = await open_session(operation.store, location, verify=settings.verify)
         if session.is_over:
-            await remove(operation.store, session.path)
+            await end_session(operation.store, session)
             return ""
         if session.updates or session.is_taken:
             check_session(session)
@@ -148,9 +156,7 @@ async def _finalize(
         what="the finalization of",
     )
     if not operation.directory:
-        if operation.report is not None:
-            operation.report.succeeded()
-        return
+        return operation
 
     async def finish() -> bytes:
         return b""
@@ -166,8 +172,9 @@ async def _finalize(
         replace=bool(found) and found[0].base is not None,
     )
     if operation.processes.is_primary:
-        await remove(operation.store, found[0].path)
-    await conclude(operation, location)
+        ended = frozenset(update.identity for update in found[0].updates)
+        await end_session(operation.store, replace(found[0], over=ended))
+    return operation
 
 
 @dataclass(slots=True)
@@ -240,15 +247,15 @@ class _Assembly:
     async def _note(self, root: bytes) -> None:
         """Notes in the session what it becomes, for who finds both after a crash."""
         store, record = self.operation.store, join(self.session.path, FINALIZED)
-        data = encode_finalized(root)
+        updates = [update.identity for update in self.session.updates]
+        data = encode_finalized(root, updates)
         await store.delete(record)
         await store.write(record, [data], size_bytes=len(data))
         await store.sync([record, self.session.path])
 
     async def _take_over(self, base: Saved, name: str) -> None:
         """An item of the checkpoint below that nothing was saved on."""
-        below = base.digests_below(name)
-        await self._link_all(name, base.items[name], below)
+        await self._link_all(base, name)
         if base.seal is not None:
             head = f"{name}/"
             self.manifests |= {
@@ -263,15 +270,22 @@ class _Assembly:
         items: list[SavedItem] = []
         for owner in saved:
             item = await open_saved_item(operation.store, owner, name, verify=verify)
-            items = lay_on(items, item, unites=lambda each: each.is_alone)
+            above = lay_on(items, item, unites=unites)
+            if items and len(above) == 1 and not owner.replaces:
+                raise InvalidLayoutError(
+                    f"{item.directory} and {items[-1].directory} cannot be united: "
+                    f"beside a tree there are {[*items[-1].others, *item.others]}. "
+                    "Delete the update that is not wanted"
+                )
+            items = above
         top = items[-1]
         if top.tree is None:
-            recorded = top.owner.digests_below(name)
-            await self._link_all(name, top.directory, recorded)
+            await self._link_all(top.owner, name)
             return
         await self._write_tree(name, items)
         if not top.is_alone:
-            await self._link_beside(top)
+            for below in top.others:
+                await self._link_below(top, below)
 
     async def _write_tree(self, name: str, items: Sequence[SavedItem]) -> None:
         forms = {
@@ -283,21 +297,16 @@ class _Assembly:
                 f"the session at {self.session.path} has the arrays of {name!r} in "
                 f"different forms, which no item can have: {forms}"
             )
-        tree, clashes = unite(
-            [
-                Layer(
-                    root=_tree_of(item).manifest.root,
-                    replaces=item.owner.replaces,
-                    is_plain=item.owner.seal is None,
-                )
-                for item in items
-            ]
-        )
+        layers = [layer for layer in map(layer_of, items) if layer is not None]
+        tree, clashes = unite(layers)
         if clashes:
             shown = ", ".join(repr(clash.given) for clash in clashes)
+            updates = "\n".join(f"  {item.owner.path}" for item in items)
             raise InvalidLayoutError(
-                f"the session at {self.session.path} has {shown} of {name!r} twice"
+                f"the session has {shown} of {name!r} twice, saved by two programs at "
+                f"the same time. Delete one of these updates:\n{updates}"
             )
+        check_united(layers, tree, use_ocdbt=items[0].use_ocdbt)
         await write_united(
             self.operation,
             join(self.operation.directory, name),
@@ -307,39 +316,44 @@ class _Assembly:
             is_sealed=self.is_sealed,
         )
 
-    async def _link_beside(self, item: SavedItem) -> None:
-        """Files of an item that are beside its tree."""
+    async def _link_below(self, item: SavedItem, below: str) -> None:
+        """A file, or directory, of an item that is beside its tree."""
+        store, path = self.operation.store, join(item.directory, below)
+        entry = await store.stat(path)
         recorded = item.owner.digests_below(item.name)
-        names = list(recorded)
-        if item.owner.seal is None:
-            names = [
-                path[len(item.directory) + 1 :]
-                for path, entry in await walk(self.operation.store, item.directory)
-                if not entry.is_directory
-            ]
-            names = [name for name in names if not is_of_tree(name.split("/")[0])]
-        for name in names:
-            await self._link_file(item.name, item.directory, name, recorded)
+        if entry is None or not entry.is_directory:
+            await self._link_file(item.owner, item.name, below, recorded)
+            return
+        for found, each in await walk(store, path):
+            if not each.is_directory:
+                below = found[len(item.directory) + 1 :]
+                await self._link_file(item.owner, item.name, below, recorded)
 
-    async def _link_all(
-        self, name: str, directory: str, recorded: Mapping[str, Digest]
-    ) -> None:
-        """All that is in a directory."""
-        store = self.operation.store
+    async def _link_all(self, owner: Saved, name: str) -> None:
+        """All that is in the directory of an item, and all that is recorded of it."""
+        store, directory = self.operation.store, owner.items[name]
         target = join(self.operation.directory, name)
         await store.make_directory(target, like=directory)
+        recorded = owner.digests_below(name)
+        left = dict(recorded)
         for path, entry in await walk(store, directory):
             below = path[len(directory) + 1 :]
+            left.pop(below, None)
             if entry.is_directory:
                 await store.make_directory(join(target, below), like=path)
             else:
-                await self._link_file(name, directory, below, recorded)
+                await self._link_file(owner, name, below, recorded)
+        for below in left:  # Which are not there.
+            await self._link_file(owner, name, below, recorded)
 
     async def _link_file(
-        self, name: str, directory: str, below: str, recorded: Mapping[str, Digest]
+        self, owner: Saved, name: str, below: str, recorded: Mapping[str, Digest]
     ) -> None:
+        source = join(owner.items[name], below)
+        size_bytes = recorded[below].size_bytes if below in recorded else None
+        await check_file(self.operation.store, source, size_bytes)
         target = join(self.operation.directory, f"{name}/{below}")
-        await self.operation.store.link(join(directory, below), target)
+        await self.operation.store.link(source, target)
         if below in recorded:
             self.guests[f"{name}/{below}"] = recorded[below]
 

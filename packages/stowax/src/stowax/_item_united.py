@@ -31,8 +31,9 @@ from stowax._loop import on_worker
 from stowax._manifest import ChunkTable, Digest, LeafEntry, Manifest
 from stowax._operation import Operation
 from stowax._plan._unite import UnitedTree
-from stowax._stores._base import join
+from stowax._stores._base import Store, join
 from stowax._uncollected import uncollected
+from stowax.errors import CorruptCheckpointError
 
 Entries = Mapping[str, bytes | Reference]
 
@@ -59,8 +60,10 @@ class ArrayForm:
 class _Union:
     """What the new item consists of."""
 
-    links: dict[str, str] = field(default_factory=dict[str, str])
-    """Path in the new item → the file that is linked there."""
+    links: dict[str, tuple[str, int | None]] = field(
+        default_factory=dict[str, "tuple[str, int | None]"]
+    )
+    """Path in the new item → the file that is linked there, and its size if known."""
     tables: list[ChunkTable] = field(default_factory=list[ChunkTable])
     ours: set[int] = field(default_factory=set[int])
     """Leaves that the tables are of."""
@@ -100,7 +103,8 @@ async def write_united(
     )
     store = operation.store
     await store.make_directory(directory)
-    for name, source in union.links.items():
+    for name, (source, size_bytes) in union.links.items():
+        await check_file(store, source, size_bytes)
         await store.link(source, join(directory, name))
     for name, data in files.items():
         await store.write(join(directory, name), [data], size_bytes=len(data))
@@ -108,6 +112,30 @@ async def write_united(
     if manifest is not None:
         covered = frozenset([*files, *union.links])
         operation.manifests[directory] = manifest, covered
+
+
+async def check_file(store: Store, path: str, size_bytes: int | None) -> None:
+    """Refuses to link a file that is known not to be what was saved.
+
+    Args:
+        store: Where it is.
+        path: The file.
+        size_bytes: What it has at least; None if that is not known.
+
+    Raises:
+        CorruptCheckpointError: It is missing, or too short.
+    """
+    entry = await store.stat(path)
+    if entry is None:
+        found = "is missing"
+    elif entry.size_bytes < (size_bytes or 0):
+        found = f"has {entry.size_bytes} of {size_bytes} bytes"
+    else:
+        return
+    raise CorruptCheckpointError(
+        f"{path} {found}. Nothing was changed: save what it held once more, with "
+        "`replace=True`, or delete the update that it belongs to"
+    )
 
 
 @uncollected()
@@ -210,7 +238,8 @@ def _add_tables(
         for number in files.tolist():
             name = table.files[number]
             target = _data_file(union, position) if use_ocdbt else name
-            union.links[target] = join(source.directory, name)
+            place = join(source.directory, name)
+            union.links[target] = place, table.file_size_bytes[number]
             names.append(target)
         union.tables.append(
             replace(
@@ -252,7 +281,7 @@ def _add_entries(
             target = targets.get(value.path)
             if target is None:
                 target = targets[value.path] = _data_file(union, position)
-                union.links[target] = join(source.directory, value.path)
+                union.links[target] = join(source.directory, value.path), None
             value = value._replace(path=target)
         union.entries.append((key, value))
 

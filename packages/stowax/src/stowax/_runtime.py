@@ -82,7 +82,9 @@ class Runtime:
         """How the last few structures that were saved are laid out; see `_item_layout`.
         """
         self.session_calls: Calls[Any] = Calls()
-        """Saves to sessions of partial saves, by session; see `_save_update`."""
+        """Saves to sessions of partial saves, by session; see `_session_calls`."""
+        self.sessions: Recent[Any] = Recent(2)
+        """What was read of the last few of them; see `_session`."""
         self._processes = processes
         self._worker_count = worker_count
         self._clock_nsecs = clock_nsecs

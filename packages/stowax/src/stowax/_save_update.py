@@ -6,85 +6,55 @@ what is there and against those before it, and appears after these.
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
+import contextlib
 import posixpath
 import uuid
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-from stowax._array_directories import check_array_names
 from stowax._commit import begin, commit
 from stowax._composite import RootFacts, finish_items, seal_root
-from stowax._delete import remove
 from stowax._formats._orbax_json import PYTREE_TYPESTR
-from stowax._formats._orbax_strings import check_string_names
 from stowax._handlers._choose import typestr_of
-from stowax._keypath import check_names, flatten, leaf_name, walk
+from stowax._handlers._registry import STATE_NAME
+from stowax._keypath import flatten
 from stowax._leaves._registry import Leaves
-from stowax._manifest import Digest
+from stowax._loop import on_worker
 from stowax._operation import Operation
 from stowax._plan._unite import Layer, lay_on, unite
-from stowax._runtime import Runtime
 from stowax._save_composite import choose, stage_items, typestrs
 from stowax._session import (
+    KnownUpdates,
     SavedItem,
     Session,
     check_session,
+    end_session,
     open_saved_item,
     open_session,
+)
+from stowax._session_calls import SessionCall, calls_key, end_call, others_ended
+from stowax._session_items import (
+    check_form_is_known,
+    check_united,
+    layer_of,
+    unites,
 )
 from stowax._session_records import (
     UpdateFacts,
     draft_of_update,
     guard_files,
     identity_of_draft,
-    session_of,
     update_path,
 )
 from stowax._settings import Settings, check_supported
-from stowax._staged_save import Begun, Staged, StagedSave, reservation_of, stage_save
+from stowax._staged_save import Begun, Staged, StagedSave, stage_save
+from stowax._stores._base import Store, already_published, join, walk
 from stowax.errors import (
     InvalidLayoutError,
     PartialSaveReplacementError,
+    SaveError,
     UnsupportedOptionError,
 )
-
-
-@dataclass(eq=False, slots=True, kw_only=True)
-class SessionCall:
-    """A call that changes a session, as the calls after it see it."""
-
-    layers: Mapping[str, Layer | None] = field(default_factory=dict)
-    """What it saves by name; None: an item that is no tree, or not only one."""
-    is_end: bool = False
-    """Whether it is the finalization."""
-    ended: concurrent.futures.Future[None] = field(
-        default_factory=concurrent.futures.Future[None]
-    )
-    """Done when the call has ended, however it did."""
-    identity: str = ""
-    nsecs: int = 0
-    base: Digest | None = None
-    """Of the update, in the primary process, once they are known."""
-
-
-def calls_key(settings: Settings, location: str) -> object:
-    """Under which the calls of a session find each other; see `Runtime`."""
-    return reservation_of(settings, session_of(location))
-
-
-def end_call(runtime: Runtime, key: object, call: SessionCall) -> None:
-    """Tells those who wait for a call that it is over; again, does nothing."""
-    runtime.session_calls.end(key, call)
-    if not call.ended.done():
-        call.ended.set_result(None)
-
-
-async def others_ended(calls: Sequence[SessionCall]) -> None:
-    """Waits until earlier calls have ended, however they did."""
-    await asyncio.gather(*[asyncio.wrap_future(call.ended) for call in calls])
 
 
 def stage_update(
@@ -93,6 +63,7 @@ def stage_update(
     settings: Settings,
     *,
     replaces: bool,
+    is_named: bool,
     metadata: Mapping[str, Any],
     borrow: bool,
     in_background: bool,
@@ -104,6 +75,7 @@ def stage_update(
         checkpointables: By name.
         settings: Those of the operation.
         replaces: Whether what is there may be replaced.
+        is_named: Whether the caller has said what the checkpointables are called.
         metadata: The user's own.
         borrow: Whether the caller leaves host arrays alone until the end.
         in_background: Whether the caller goes on meanwhile.
@@ -111,7 +83,13 @@ def stage_update(
     check_supported(settings)
 
     def stage(begun: Begun) -> Staged:
-        update = _Update(begun, checkpointables, replaces=replaces, metadata=metadata)
+        update = _Update(
+            begun,
+            checkpointables,
+            replaces=replaces,
+            is_named=is_named,
+            metadata=metadata,
+        )
         return update.stage(borrow=borrow)
 
     return stage_save(
@@ -133,14 +111,21 @@ class _Update:
         checkpointables: Mapping[str, Any],
         *,
         replaces: bool,
+        is_named: bool,
         metadata: Mapping[str, Any],
     ) -> None:
         self._location, self._settings, self._runtime, self._failure = begun
         self._checkpointables = checkpointables
         self._replaces = replaces
+        self._is_named = is_named
         self._metadata = metadata
         self._key = calls_key(self._settings, self._location)
         self._call = SessionCall()
+        known = self._runtime.sessions.find(self._key)
+        if known is None:
+            known = KnownUpdates()
+            self._runtime.sessions.add(self._key, known)
+        self._known: KnownUpdates = known
         self._earlier: tuple[SessionCall, ...] = ()
 
     def stage(self, *, borrow: bool) -> Staged:
@@ -199,7 +184,10 @@ class _Update:
             layers[name] = None
             if typestr_of(handler) == PYTREE_TYPESTR:
                 tree = flatten(self._checkpointables[name], leaves.takes_value)
-                layers[name] = Layer(root=tree.root, replaces=self._replaces)
+                texts = [i for i, leaf in enumerate(tree.leaves) if _is_text(leaf)]
+                layers[name] = Layer(
+                    root=tree.root, texts=frozenset(texts), replaces=self._replaces
+                )
         return layers
 
     async def _prepare(self, operation: Operation) -> str:
@@ -215,25 +203,33 @@ class _Update:
                 self._location,
                 verify=self._settings.verify,
                 may_begin=self._replaces or base is not None,
+                known=self._known,
             )
 
         session = await look()
         if session.is_over:
-            await remove(store, session.path)
+            await end_session(store, session)
             session = await look()
         check_session(session)
+        self._check_names(session)
         await self._check(operation, session, under_way)
         call.base = session.base
         nsecs = [each.nsecs for each in (*session.updates, *under_way)]
         call.nsecs = max([self._runtime.now_nsecs(), *[n + 1 for n in nsecs]])
         call.identity = uuid.uuid4().hex
-        if self._replaces or call.base is not None:
-            for path, data in guard_files(self._location).items():
-                if await store.stat(path) is None:
-                    await store.write(path, [data], size_bytes=len(data))
-                    above = posixpath.dirname(path)
-                    await store.sync([path, above, posixpath.dirname(above)])
         return draft_of_update(self._location, call.identity)
+
+    def _check_names(self, session: Session) -> None:
+        """Refuses to guess which tree of a checkpoint is meant."""
+        published = session.published
+        if self._is_named or published is None or session.base is None:
+            return
+        if not any(STATE_NAME in saved.items for saved in session.saved):
+            raise InvalidLayoutError(
+                f"{self._location} has no checkpointable {STATE_NAME!r}; it has "
+                f"{sorted(published.items)}. Say which one is meant with "
+                "`partial.save_checkpointables(path, {name: ...}, replace=True)`"
+            )
 
     async def _check(
         self, operation: Operation, session: Session, under_way: Sequence[SessionCall]
@@ -247,15 +243,20 @@ class _Update:
                 if name not in owner.items:
                     continue
                 item = await open_saved_item(
-                    operation.store, owner, name, verify=self._settings.verify
+                    operation.store,
+                    owner,
+                    name,
+                    verify=self._settings.verify,
+                    known=self._known,
                 )
                 if given is not None and item.tree is not None:
                     self._check_tree(item)
-                below = lay_on(below, layer_of(item), unites=_is_tree)
+                layer = layer_of(item) if unites(item) else None
+                below = lay_on(below, layer, unites=_is_tree)
             for call in under_way:
                 if name in call.layers and call.identity not in known:
                     below = lay_on(below, call.layers[name], unites=_is_tree)
-            problems += self._problems(name, below, given)
+            problems += await on_worker(self._problems, name, below, given)
         if problems:
             raise PartialSaveReplacementError(
                 f"the session at {session.path} has already what is to be saved:\n"
@@ -270,11 +271,8 @@ class _Update:
         if given is not None and len(trees) == len(below):
             tree, clashes = unite([*trees, given])
             if not clashes:
-                check_names(tree.root)
-                names = [leaf_name(p) for p, n in walk(tree.root) if n.kind == "leaf"]
-                check_string_names(names)
-                if not self._settings.saving.use_ocdbt:
-                    check_array_names(names)
+                use_ocdbt = self._settings.saving.use_ocdbt
+                check_united([*trees, given], tree, use_ocdbt=use_ocdbt)
             return [
                 f"  leaf {given!r} of {name!r}"
                 + (f", because of {stored!r}" if stored != given else "")
@@ -289,9 +287,10 @@ class _Update:
         check_form_is_known(item)
         if not item.is_alone:
             raise InvalidLayoutError(
-                f"{item.directory} holds more than a tree: it is an object that saved "
-                "itself, or the work of a handler. It can be replaced by another such, "
-                "but no tree can be added to it; nothing was written"
+                f"{item.directory} holds more than a tree: {', '.join(item.others)}. "
+                "It is an object that saved itself, or the work of a handler, and can "
+                "be replaced by another such; but no tree can be added to it. Nothing "
+                "was written"
             )
         saving = self._settings.saving
         lines: list[str] = []
@@ -324,8 +323,8 @@ class _Update:
             update=UpdateFacts(replaces=self._replaces, base=call.base),
         )
 
-        def seal(told: Sequence[bytes]) -> Coroutine[Any, Any, None]:
-            return seal_root(
+        async def seal(told: Sequence[bytes]) -> None:
+            await seal_root(
                 operation,
                 path,
                 typestrs(chosen),
@@ -333,6 +332,7 @@ class _Update:
                 told,
                 started_nsecs=started_nsecs,
             )
+            await self._look_again(operation)
 
         await commit(
             operation,
@@ -344,31 +344,48 @@ class _Update:
         if operation.report is not None:
             operation.report.succeeded()
 
+    async def _look_again(self, operation: Operation) -> None:
+        """In the primary, before it is published: whether it still belongs there.
 
-def layer_of(item: SavedItem) -> Layer | None:
-    """The tree of an item, if it can be united with others."""
-    if item.tree is None or not item.is_alone:
-        return None
-    return Layer(
-        root=item.tree.manifest.root,
-        replaces=item.owner.replaces,
-        is_plain=item.owner.seal is None,
-    )
-
-
-def check_form_is_known(item: SavedItem) -> None:
-    """Refuses trees of Orbax that cannot be united with others here.
-
-    Raises:
-        InvalidLayoutError: Its arrays lie in a directory each, or in a database of
-            another kind.
-    """
-    if item.owner.seal is None and not item.use_ocdbt:
-        raise InvalidLayoutError(
-            f"{item.directory} was written by Orbax without OCDBT, and cannot be "
-            "united with anything here; finish the session with Orbax"
+        Another program may have finalized the session meanwhile, and taken the draft
+        away with it.
+        """
+        store, draft = operation.store, operation.directory
+        found = {path for path, _ in await walk(store, draft)}
+        for directory, (_, covered) in operation.manifests.items():
+            if not found.issuperset(join(directory, name) for name in covered):
+                raise SaveError(
+                    f"files of {draft} are gone: somebody has finalized or deleted the "
+                    "session; nothing was saved"
+                )
+        session = await open_session(
+            store,
+            self._location,
+            verify=self._settings.verify,
+            may_begin=self._replaces,
+            known=self._known,
         )
+        check_session(session)
+        if session.base != self._call.base:
+            # It counted on an earlier call to begin from a checkpoint, and that failed.
+            raise already_published(self._location)
+        if self._replaces or session.base is not None:
+            await self._guard(store)
+
+    async def _guard(self, store: Store) -> None:
+        for path, data in guard_files(self._location).items():
+            # Somebody else may write it at the same time.
+            with contextlib.suppress(FileExistsError):
+                await store.write(path, [data], size_bytes=len(data))
+            above = posixpath.dirname(path)
+            await store.sync([path, above, posixpath.dirname(above)])
 
 
 def _is_tree(layer: Layer | None) -> bool:
     return layer is not None
+
+
+def _is_text(leaf: Any) -> bool:
+    """Whether a leaf is stored as a text: a string, or a number beyond 64 bits."""
+    is_number = isinstance(leaf, int) and not isinstance(leaf, bool)
+    return isinstance(leaf, str) or (is_number and leaf.bit_length() > 63)

@@ -5,8 +5,11 @@ What the directories and files are, says `_session_records`.
 
 from __future__ import annotations
 
+import logging
+import posixpath
+import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from stowax._codecs._item_manifest import (
     digest,
@@ -43,13 +46,13 @@ from stowax._session_records import (
     FINALIZED,
     UpdateFacts,
     decode_update,
-    is_finalized_as,
+    finalized_as,
     is_of_session,
     parse_update,
     session_of,
     update_record,
 )
-from stowax._stores._base import Store, join, read_bytes
+from stowax._stores._base import Store, join, read_bytes, walk
 from stowax.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
@@ -57,6 +60,8 @@ from stowax.errors import (
     InvalidLayoutError,
     SaveError,
 )
+
+_logger = logging.getLogger("stowax")
 
 _TREE_NAMES = frozenset(
     {
@@ -108,6 +113,8 @@ class SavedItem:
     use_ocdbt: bool = True
     """Whether the arrays of the tree lie in databases, and not each in a directory."""
     zarr_version: ZarrVersion = 3
+    others: tuple[str, ...] = ()
+    """Files beside the tree."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,13 +130,18 @@ class Session:
     """What is at the final path, as far as the session may have to do with it."""
     is_taken: bool = False
     """Whether anything is at the final path."""
-    is_over: bool = False
-    """Whether that is what the session has become, and only its end is missing."""
+    over: frozenset[str] = frozenset()
+    """Ids of updates that have become what is there: only their end is missing."""
 
     @property
     def path(self) -> str:
         """Its directory."""
         return session_of(self.final)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has become what is at the final path."""
+        return bool(self.over)
 
     @property
     def saved(self) -> tuple[Saved, ...]:
@@ -138,8 +150,23 @@ class Session:
         return (*base, *self.updates)
 
 
+@dataclass(frozen=True, slots=True)
+class KnownUpdates:
+    """What was read of the updates of a session, which do not change."""
+
+    saved: dict[str, Saved] = field(default_factory=dict[str, Saved])
+    """By path."""
+    items: dict[str, SavedItem] = field(default_factory=dict[str, SavedItem])
+    """By directory."""
+
+
 async def open_session(
-    store: Store, final: str, *, verify: bool, may_begin: bool = False
+    store: Store,
+    final: str,
+    *,
+    verify: bool,
+    may_begin: bool = False,
+    known: KnownUpdates | None = None,
 ) -> Session:
     """What is there of a session, and of the checkpoint at its final path.
 
@@ -148,6 +175,7 @@ async def open_session(
         final: The final path.
         verify: Whether checksums are compared.
         may_begin: Whether a session without updates begins from what is published.
+        known: What was read before, and gets what is read.
 
     Raises:
         CorruptCheckpointError: A record is damaged.
@@ -175,16 +203,21 @@ async def open_session(
                 record = await read_bytes(store, path)
             found = parse_update(entry.name) if entry.is_directory else None
             if found is not None:
-                updates.append(await _open_update(store, path, *found))
+                update = None if known is None else known.saved.get(path)
+                if update is None:
+                    update = await _open_update(store, path, *found)
+                if known is not None:
+                    known.saved[path] = update
+                updates.append(update)
     updates.sort(key=lambda update: (update.nsecs, update.identity))
     base = next((u.base for u in updates if u.base is not None), None)
     await store.complete_replacement(final)
     is_taken = await store.stat(final) is not None
-    published, is_over = None, False
+    published, over = None, frozenset[str]()
     begins = may_begin and not updates
     if is_taken and (base is not None or record or begins):
         published = await _open_published(store, final, verify=verify)
-        is_over = is_finalized_as(record, published.root)
+        over = finalized_as(record, published.root)
         if begins:
             base = digest(published.root)
     return Session(
@@ -193,7 +226,7 @@ async def open_session(
         base=base,
         published=published,
         is_taken=is_taken,
-        is_over=is_over,
+        over=over,
     )
 
 
@@ -223,13 +256,7 @@ def check_session(session: Session) -> None:
 
 
 async def _open_update(store: Store, path: str, nsecs: int, identity: str) -> Saved:
-    entries = await store.list(path)
-    names = {entry.name for entry in entries}
-    items = {
-        entry.name: join(path, entry.name)
-        for entry in entries
-        if entry.is_directory and UNFINISHED_MARK not in entry.name
-    }
+    names = {entry.name for entry in await store.list(path)}
     root = b""
     if ROOT_DOCUMENT in names:
         root = await read_bytes(store, join(path, ROOT_DOCUMENT))
@@ -246,20 +273,76 @@ async def _open_update(store: Store, path: str, nsecs: int, identity: str) -> Sa
             )
         except CorruptCheckpointError as error:
             raise CorruptCheckpointError(f"{record}: {error}") from error
-    elif INDICATOR not in names:
+    elif INDICATOR not in names or await _has_records(store, path):
         raise CorruptCheckpointError(
             f"{path} has neither a record of Stowax nor one of Orbax; this update of "
             "the session is damaged. Delete it to go on without it"
         )
+    if not root:
+        raise CorruptCheckpointError(
+            f"{join(path, ROOT_DOCUMENT)} is missing; this update of the session is "
+            "damaged. Delete it to go on without it"
+        )
+    said = decode_root(root, path=path)
+    items = {name: join(path, name) for name in said.typestrs}
+    for directory in items.values():
+        if await store.stat(directory) is None:
+            raise CorruptCheckpointError(
+                f"{directory} is missing; this update of the session is damaged"
+            )
     return Saved(
         path=path,
         items=items,
-        facts=decode_root(root, path=path) if root else RootDocument(),
+        facts=said,
         seal=sealed,
         identity=identity,
         nsecs=nsecs,
         replaces=facts.replaces,
         base=facts.base,
+    )
+
+
+async def _has_records(store: Store, path: str) -> bool:
+    """Whether an item in a directory has records of ours."""
+    manifest = record_names().manifest
+    return any(
+        posixpath.basename(found).startswith(manifest)
+        for found, _ in await walk(store, path)
+    )
+
+
+async def end_session(store: Store, session: Session) -> None:
+    """Removes the updates that have become a checkpoint, and what is left of a session.
+
+    It is taken out of sight first, so that none of it is found for a part. What others
+    have saved to it meanwhile is put back: it is theirs to decide about.
+    """
+    doomed = f"{session.path}{UNFINISHED_MARK}-delete-{uuid.uuid4().hex}"
+    try:
+        await store.publish(session.path, doomed, replace=False)
+    except FileNotFoundError:
+        return  # Somebody else did.
+    parent = posixpath.dirname(session.path)
+    await store.sync([parent])
+    entries = await store.list(doomed)
+    left: list[str] = []
+    for entry in entries:
+        update = parse_update(entry.name) if entry.is_directory else None
+        if update is not None and update[1] not in session.over:
+            left.append(entry.name)
+    if not left:
+        await store.delete(doomed)
+        return
+    for entry in entries:
+        if entry.name not in left:
+            await store.delete(join(doomed, entry.name))
+    await store.publish(doomed, session.path, replace=False)
+    await store.sync([parent])
+    _logger.warning(
+        "%s was saved to while it was finalized; these updates are not in the "
+        "checkpoint, and are still there: %s",
+        session.path,
+        ", ".join(left),
     )
 
 
@@ -293,14 +376,38 @@ async def _open_published(store: Store, final: str, *, verify: bool) -> Saved:
 
 
 async def open_saved_item(
-    store: Store, owner: Saved, name: str, *, verify: bool
+    store: Store,
+    owner: Saved,
+    name: str,
+    *,
+    verify: bool,
+    known: KnownUpdates | None = None,
 ) -> SavedItem:
     """Opens an item of an update, or of the checkpoint below.
+
+    Args:
+        store: Where it is.
+        owner: What it belongs to.
+        name: Of the item.
+        verify: Whether checksums are compared.
+        known: See `open_session`.
 
     Raises:
         CorruptCheckpointError: It is damaged.
         InvalidLayoutError: It is of a form of Orbax that is not read here.
     """
+    directory = owner.items[name]
+    found = None if known is None else known.items.get(directory)
+    if found is None:
+        found = await _open_item(store, owner, name, verify=verify)
+    if known is not None and owner.identity:
+        known.items[directory] = found
+    return found
+
+
+async def _open_item(
+    store: Store, owner: Saved, name: str, *, verify: bool
+) -> SavedItem:
     directory = owner.items[name]
     item = SavedItem(owner=owner, name=name, directory=directory)
     names = {entry.name for entry in await store.list(directory)}
@@ -321,8 +428,9 @@ async def open_saved_item(
             store, directory, verify=verify, is_merged=not owner.identity
         )
         # Without a database, arrays are directories of any name.
-        is_alone = not use_ocdbt or all(map(is_of_tree, names))
-        return replace(item, tree=tree, is_alone=is_alone)
+        others = [name for name in sorted(names) if not is_of_tree(name)]
+        is_alone = not use_ocdbt or not others
+        return replace(item, tree=tree, is_alone=is_alone, others=tuple(others))
     manifest = record_names(owner.identity).manifest
     expected = owner.seal.manifests.get(f"{name}/{manifest}")
     if expected is None:  # A guest wrote it, by other means.
@@ -330,8 +438,8 @@ async def open_saved_item(
     tree = await open_tree_item(
         store, directory, expected, verify=verify, manifest_name=manifest
     )
-    is_alone = not owner.digests_below(name).keys() - {COMMIT_DOCUMENT}
-    return replace(item, tree=tree, is_alone=is_alone)
+    others = sorted(owner.digests_below(name).keys() - {COMMIT_DOCUMENT})
+    return replace(item, tree=tree, is_alone=not others, others=tuple(others))
 
 
 def is_of_tree(name: str) -> bool:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stowax._codecs._checksum import seal, unseal
@@ -160,17 +160,21 @@ def decode_update(data: bytes) -> tuple[UpdateFacts, Seal]:
     return facts, sealed
 
 
-def encode_finalized(root: bytes) -> bytes:
-    """Says what a session has become, by the document at the root."""
+def encode_finalized(root: bytes, updates: Sequence[str]) -> bytes:
+    """Says what a session has become: its updates, and the document at the root."""
     found = encode_digests({"root": digest(root)})
-    return seal({"format": FINALIZED_FORMAT, "version": 1, **found})
+    return seal(
+        {"format": FINALIZED_FORMAT, "version": 1, "updates": list(updates), **found}
+    )
 
 
-def is_finalized_as(data: bytes, root: bytes) -> bool:
-    """Whether a record says that its session became the checkpoint with this root."""
+def finalized_as(data: bytes, root: bytes) -> frozenset[str]:
+    """The updates that became the checkpoint with this root, by a record; or none."""
     try:
         document = unseal(data)
         check_version(document, FINALIZED_FORMAT)
-        return decode_digests({"root": document["root"]})["root"] == digest(root)
+        if decode_digests({"root": document["root"]})["root"] == digest(root):
+            return frozenset(map(str, document["updates"]))
     except (CorruptCheckpointError, KeyError, TypeError, ValueError):
-        return False  # It was being written when somebody died.
+        pass  # It was being written when somebody died.
+    return frozenset()

@@ -45,6 +45,8 @@ def save(
     session is as it was. Containers are united with those that are there, key by key,
     so a later call may add leaves at any depth.
 
+    It saves to the checkpointable "state"; `save_checkpointables` takes other names.
+
     Args:
         path: Of the checkpoint that it will be; the same in all calls.
         state: A tree; see `stowax.save`.
@@ -52,12 +54,14 @@ def save(
             later value counts.
         replace: Whether leaves that are there already are replaced, and whether a
             session may begin from the checkpoint at the path. What the state does not
-            name stays. Of containers only dicts are united then; a list, a tuple or
-            a class with other children than before takes the place of all that was
-            there.
+            name stays. Dicts and classes like them keep what they have; a list, a
+            tuple or a class with other children than before takes the place of all that
+            was there.
 
     Raises:
         CheckpointExistsError: A checkpoint is at the path, and `replace` is false.
+        InvalidLayoutError: The checkpoint at the path has no "state", or is of a kind
+            that cannot be changed in place.
         PartialSaveReplacementError: A leaf is there already, or another one above or
             below it, and `replace` is false; names every such leaf.
         UnsupportedOptionError: Arrays would be stored in another way than those that
@@ -75,9 +79,16 @@ def save(
         >>> stowax.load(path)
         {'body': {'w': 1.5}, 'head': {'b': 0.5, 'w': 3.5}}
     """
-    save_checkpointables(
-        path, {STATE_NAME: state}, custom_metadata=custom_metadata, replace=replace
-    )
+    _stage(
+        path,
+        {STATE_NAME: state},
+        current_settings(),
+        custom_metadata=custom_metadata,
+        replace=replace,
+        is_named=False,
+        borrow=True,
+        in_background=False,
+    ).finish()
 
 
 def save_async(
@@ -106,9 +117,17 @@ def save_async(
         >>> stowax.load(path)
         {'a': 1, 'b': 2}
     """
-    return save_checkpointables_async(
-        path, {STATE_NAME: state}, custom_metadata=custom_metadata, replace=replace
-    )
+    settings = current_settings()
+    return _stage(
+        path,
+        {STATE_NAME: state},
+        settings,
+        custom_metadata=custom_metadata,
+        replace=replace,
+        is_named=False,
+        borrow=not settings.deepcopy_host_arrays,
+        in_background=True,
+    ).start()
 
 
 def save_checkpointables(
@@ -146,6 +165,7 @@ def save_checkpointables(
         current_settings(),
         custom_metadata=custom_metadata,
         replace=replace,
+        is_named=True,
         borrow=True,
         in_background=False,
     ).finish()
@@ -176,6 +196,7 @@ def save_checkpointables_async(
         settings,
         custom_metadata=custom_metadata,
         replace=replace,
+        is_named=True,
         borrow=not settings.deepcopy_host_arrays,
         in_background=True,
     ).start()
@@ -188,6 +209,7 @@ def _stage(
     *,
     custom_metadata: Any,
     replace: bool,
+    is_named: bool,
     borrow: bool,
     in_background: bool,
 ) -> StagedSave:
@@ -197,6 +219,7 @@ def _stage(
         checkpointables,
         settings,
         replaces=replace,
+        is_named=is_named,
         metadata=json_object("custom_metadata", custom_metadata) or {},
         borrow=borrow,
         in_background=in_background,

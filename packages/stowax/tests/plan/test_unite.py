@@ -1,5 +1,6 @@
 """What two trees are together: key by key, the later one on top."""
 
+import collections
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +15,10 @@ from stowax._plan._unite import Layer, Origin, lay_on, unite
 class Pair(NamedTuple):
     left: object
     right: object
+
+
+Frozen = collections.OrderedDict
+"""A class that is like a dict, and no dict to this library."""
 
 
 class Other(NamedTuple):
@@ -55,6 +60,8 @@ def together(*trees, replaces=False):
         ({"a": 1}, {"a": None}, {"a": 1}),
         ({"a": 1}, {"a": {}}, {"a": 1}),
         ({"a": {}}, {"a": 1}, {"a": 1}),
+        (Frozen(a=1), {"b": 2}, {"a": 1, "b": 2}),
+        (Pair(1, None), {"right": 2}, Pair(1, 2)),
     ],
 )
 def test_added(below, top, expected):
@@ -96,6 +103,15 @@ def test_clashes(below, top, clashes):
         ({"a": [1]}, {"a": [2, 3]}, {"a": [2, 3]}),
         ({"a": [{"x": 1}]}, {"a": [{"y": 2}]}, {"a": [{"x": 1, "y": 2}]}),
         (Pair(1, 2), Pair(3, 4), Pair(3, 4)),
+        (Pair(1, {"x": 2}), {"right": {"x": 3}}, Pair(1, {"x": 3})),
+        (Pair(1, 2), {"left": 3, "more": 4}, {"left": 3, "right": 2, "more": 4}),
+        (Frozen(a=1, b=2), {"a": 5}, {"a": 5, "b": 2}),
+        (Frozen(a=1, b=2), Frozen(a=5, c=6), {"a": 5, "b": 2, "c": 6}),
+        (
+            {"a": 1, "b": {"c": 2}},
+            Frozen(b=Frozen(d=5)),
+            {"a": 1, "b": {"c": 2, "d": 5}},
+        ),
         (Pair(1, 2), Other(3, 4), Other(3, 4)),
         ({"a": 1}, {"a": None}, {"a": None}),
         ({"a": 1}, {"a": {}}, {"a": {}}),
@@ -105,7 +121,7 @@ def test_clashes(below, top, clashes):
     ],
 )
 def test_replaced(below, top, expected):
-    """What the top names is the top's; of what it does not name, dicts keep theirs."""
+    """What the top names is the top's; what it does not name, stays in mappings."""
     assert together(below, top, replaces=True) == (expected, [])
 
 

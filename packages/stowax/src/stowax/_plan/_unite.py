@@ -38,6 +38,8 @@ class Layer:
     """One of the trees that are united; what comes later lies on top."""
 
     root: Node
+    texts: frozenset[int] = frozenset()
+    """Positions of leaves that are texts."""
     replaces: bool = False
     """Whether it may replace what is there."""
     is_plain: bool = False
@@ -74,7 +76,8 @@ def lay_on(below: Sequence[T], top: T, *, unites: Callable[[T], bool]) -> list[T
 def unite(layers: Sequence[Layer]) -> tuple[UnitedTree, tuple[Clash, ...]]:
     """Unites trees, the first one at the bottom.
 
-    A dict gets the keys of both. Of other containers, too, as long as nothing is
+    A dict, or a class that is like one, gets the keys of both, and so does a class with
+    fields if what is given is a dict. Other containers do, too, as long as nothing is
     replaced; a tree that may replace takes the place of a container with another type
     or other children. None and an empty container are no leaves: they are there as long
     as nothing else is.
@@ -149,8 +152,14 @@ class _Join:
         """The keys of both, in order; None: they are not united."""
         if {"leaf", "none"}.intersection((stored.kind, given.kind)):
             return None
-        if not _are_same(stored, given) and not (
-            self.is_lenient and _are_alike(stored, given)
+        are_mappings = _is_mapping(stored) and _is_mapping(given)
+        # As loaded without its class: a dict of the fields.
+        is_partly = given.kind == "dict" and _is_named(stored)
+        if not (
+            _are_same(stored, given)
+            or are_mappings
+            or is_partly
+            or (self.is_lenient and _is_named(stored) == _is_named(given))
         ):
             return None
         texts = {key.text for key in stored.keys}
@@ -158,9 +167,10 @@ class _Join:
         keys = (*stored.keys, *more)
         if stored.kind == given.kind == "dict":
             return sort_keys(keys)
-        if self.replaces and len({len(keys), len(stored.keys), len(given.keys)}) > 1:
-            return None
-        return keys
+        if are_mappings or is_partly or not self.replaces:
+            return keys
+        is_whole = len(keys) == len(stored.keys) == len(given.keys)
+        return keys if is_whole else None
 
     def _united(
         self, stored: Node, given: Node, keys: tuple[Key, ...], path: KeyPath
@@ -183,13 +193,14 @@ def _container(stored: Node, given: Node, keys: tuple[Key, ...]) -> Node:
     """What the children of both are in, without them."""
     if _are_same(stored, given):
         return replace(stored, keys=keys)
-    # Of one of them the type is not known; that of the other counts if it fits.
+    # One of them may be known by its keys alone: the type of the other counts, if it is
+    # a mapping, which may have any keys, or has just these.
     texts = {key.text for key in keys}
     for node in (given, stored):
         is_told = node.type_name is not None or node.kind == "tuple"
-        if is_told and {key.text for key in node.keys} == texts:
-            order = {key.text: key for key in node.keys}
-            return replace(node, keys=tuple([order[key.text] for key in keys]))
+        if is_told and (_is_mapping(node) or {k.text for k in node.keys} == texts):
+            own = {key.text: key for key in node.keys}
+            return replace(node, keys=tuple([own.get(k.text, k) for k in keys]))
     if all(key.is_named for key in keys):
         return Node(kind="dict", keys=tuple([Key("key", k.value) for k in keys]))
     return Node(kind="list", keys=tuple([Key("index", i) for i in range(len(keys))]))
@@ -203,10 +214,16 @@ def _are_same(stored: Node, given: Node) -> bool:
     return (stored.kind, stored.type_name) == (given.kind, given.type_name)
 
 
-def _are_alike(stored: Node, given: Node) -> bool:
-    """Whether both are mappings, or both are sequences."""
-    kinds = {key.is_named for key in (*stored.keys, *given.keys)}
-    return len(kinds) <= 1
+def _is_mapping(node: Node) -> bool:
+    """Whether it may have any keys: a dict, or a class that is like one."""
+    if node.kind == "custom":
+        return bool(node.keys) and all(key.role == "key" for key in node.keys)
+    return node.kind == "dict"
+
+
+def _is_named(node: Node) -> bool:
+    """Whether it is found by names, and not by positions."""
+    return node.kind == "dict" or all(key.is_named for key in node.keys)
 
 
 def _by_text(node: Node) -> dict[str, Node]:
