@@ -8,7 +8,7 @@ from typing import Any
 
 from stowax._handlers._json import JsonHandler
 from stowax._operation_path import OperationPath
-from stowax.v0._own import OwnHandler
+from stowax.v0._own import OwnHandler, or_not_found
 from stowax.v0.checkpoint_args import CheckpointArgs, register_with_handler
 from stowax.v0.options import MultiprocessingOptions
 
@@ -52,7 +52,7 @@ class JsonCheckpointHandler(OwnHandler):
         self, directory: OperationPath, args: Any
     ) -> Awaitable[Any]:
         """See `OwnHandler`."""
-        return await self._handler.load(directory)
+        return or_not_found(await self._handler.load(directory))
 
     def save(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -141,7 +141,7 @@ def get_registered_args_cls(
     cls = handler if inspect.isclass(handler) else type(handler)
     found: list[type[CheckpointArgs]] = []
     for known, verb in ((_SAVES, "save"), (_RESTORES, "restore")):
-        args = next((args for args, taker in known.items() if taker is cls), None)
+        args = _find(known, cls)
         if args is None:
             raise HandlerNotFoundError(
                 f"{cls.__qualname__} has no arguments to {verb} with; register some "
@@ -149,6 +149,27 @@ def get_registered_args_cls(
             )
         found.append(args)
     return found[0], found[1]
+
+
+def _find(
+    known: Mapping[type[CheckpointArgs], Any], cls: Any
+) -> type[CheckpointArgs] | None:
+    """The arguments of a class of handlers, or of one that it derives from.
+
+    The latter only if it calls by them: who overrides a method may take others.
+    """
+    for base in inspect.getmro(cls):
+        if not all(
+            getattr(base, name, None) is getattr(cls, name, None) for name in _CALLED
+        ):
+            return None
+        for args, taker in known.items():
+            if taker is base:
+                return args
+    return None
+
+
+_CALLED = ("save", "async_save", "restore")
 
 
 def has_registered_args(handler: Any) -> bool:
