@@ -31,6 +31,7 @@ from stowax.v0._step_metadata import StepMetadata, step_metadata
 from stowax.v0._tree_handler import PyTreeCheckpointHandler
 from stowax.v0.checkpoint_args import (
     CheckpointArgs,
+    check_verb,
     get_registered_args_cls,
     has_registered_args,
 )
@@ -377,6 +378,7 @@ def construct_checkpoint_args(
     """
     for each in (*args, *kwargs.values()):
         if isinstance(each, CheckpointArgs):
+            check_verb(each, for_save=for_save)
             return each
     cls = get_registered_args_cls(handler)[0 if for_save else 1]
     return cls(*args, **kwargs)

@@ -26,6 +26,7 @@ from stowax.v0._own import OwnHandler
 from stowax.v0._step_metadata import StepMetadata
 from stowax.v0.checkpoint_args import (
     CheckpointArgs,
+    check_verb,
     get_registered_args_cls,
     get_registered_handler_cls,
     has_registered_args,
@@ -223,6 +224,8 @@ class CompositeCheckpointHandler(OwnHandler):
     async def begin_restore_of(self, opened: OpenItems, args: Any) -> Awaitable[Any]:
         """The same of a checkpoint that is open."""
         asked = dict(args.items()) if args else self._all(opened)
+        for each in asked.values():
+            check_verb(each, for_save=False)
         begun: dict[str, Awaitable[Any]] = {}
         try:
             for name in sorted(asked):

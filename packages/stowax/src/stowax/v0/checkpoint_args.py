@@ -151,6 +151,22 @@ def get_registered_args_cls(
     return found[0], found[1]
 
 
+def check_verb(args: Any, *, for_save: bool) -> None:
+    """Refuses arguments of a restore in a save, and the other way round.
+
+    Raises:
+        InvalidArgumentError: They are registered for the other alone.
+    """
+    right, wrong = (_SAVES, _RESTORES) if for_save else (_RESTORES, _SAVES)
+    cls = type(args)
+    if cls in wrong and cls not in right:
+        verbs = ("restore", "save") if for_save else ("save", "restore")
+        raise InvalidArgumentError(
+            f"{cls.__qualname__} is what is given to a {verbs[0]}; give this "
+            f"{verbs[1]} the other arguments of {wrong[cls].__qualname__}"
+        )
+
+
 def _find(
     known: Mapping[type[CheckpointArgs], Any], cls: Any
 ) -> type[CheckpointArgs] | None:
