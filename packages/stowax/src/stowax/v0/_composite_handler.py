@@ -134,6 +134,8 @@ class CompositeCheckpointHandler(OwnHandler):
             args: The arguments of each.
             in_background: Whether handlers may leave work to futures.
         """
+        for each in args.values():
+            check_verb(each, for_save=True)
         return {
             name: saver_of(
                 self.handler_of(name, args[name]), in_background=in_background
