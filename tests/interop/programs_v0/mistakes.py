@@ -4,67 +4,51 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def refused(kind, call):
+def refused(kind, call, *args):
     """Whether a call ends with an error of a kind."""
     try:
-        call()
+        call(*args)
     except kind:
         return True
     return False
 
 
 def save(ocp, path):
-    """Saves that are refused leave nothing at the path."""
+    """Saves that are refused change nothing at the path."""
+    args = ocp.args
     trees = ocp.PyTreeCheckpointer()
     trees.save(path / "there", {"w": jnp.ones(2), "b": np.ones(3)})
-    standard = ocp.Checkpointer(ocp.StandardCheckpointHandler())
     several = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    args = ocp.args
-    found = {
-        "there": refused(ValueError, lambda: trees.save(path / "there", {"w": 1})),
-        "a text": refused(
-            ValueError,
-            lambda: standard.save(path / "a", args=args.StandardSave({"a": "text"})),
-        ),
-        "one array": refused(
-            ValueError,
-            lambda: standard.save(path / "b", args=args.StandardSave(jnp.ones(2))),
-        ),
-        "nobody's arguments": refused(
-            ValueError,
-            lambda: several.save(path / "c", args.Composite(x=args.CheckpointArgs())),
-        ),
-    }
     several.save(path / "several", args.Composite(x=args.PyTreeSave({"a": 1})))
-    found["other arguments"] = refused(
-        ValueError,
-        lambda: several.save(path / "d", args.Composite(x=args.JsonSave({"a": 1}))),
-    )
-    return found, (path / "there").exists()
+
+    def standard(item):
+        checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        checkpointer.save(path / "a", args=args.StandardSave(item))
+
+    def composite(item):
+        several.save(path / "b", args.Composite(x=item))
+
+    found = {
+        "there": refused(ValueError, trees.save, path / "there", {"w": 1}),
+        "a text": refused(ValueError, standard, {"a": "text"}),
+        "one array": refused(ValueError, standard, jnp.ones(2)),
+        "nobody's arguments": refused(ValueError, composite, args.CheckpointArgs()),
+        "other arguments": refused(ValueError, composite, args.JsonSave({"a": 1})),
+    }
+    return found, sorted(each.name for each in (path / "there").glob("_METADATA"))
 
 
 def load(ocp, path):
     """Restores that are refused say what is missing."""
-    trees = ocp.PyTreeCheckpointer()
-    standard = ocp.StandardCheckpointer()
+    trees, standard = ocp.PyTreeCheckpointer(), ocp.StandardCheckpointer()
     several = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    args = ocp.args
-    other = args.Composite(y=args.PyTreeRestore())
+    there = path / "there"
+    other = ocp.args.Composite(y=ocp.args.PyTreeRestore())
+    leaves, shapes = {"w": 0, "c": 0}, {"w": jnp.ones(5), "b": np.ones(3)}
     return {
-        "nothing there": refused(
-            FileNotFoundError, lambda: trees.restore(path / "nowhere")
-        ),
-        "no such item": refused(
-            KeyError, lambda: several.restore(path / "several", other)
-        ),
-        "no tree": refused(FileNotFoundError, lambda: trees.restore(path / "several")),
-        "another tree": refused(
-            ValueError, lambda: trees.restore(path / "there", item={"w": 0, "c": 0})
-        ),
-        "another shape": refused(
-            ValueError,
-            lambda: standard.restore(
-                path / "there", {"w": jnp.ones(5), "b": np.ones(3)}
-            ),
-        ),
+        "nothing there": refused(FileNotFoundError, trees.restore, path / "nowhere"),
+        "no such item": refused(KeyError, several.restore, path / "several", other),
+        "no tree": refused(FileNotFoundError, trees.restore, path / "several"),
+        "another tree": refused(ValueError, trees.restore, there, leaves),
+        "another shape": refused(ValueError, standard.restore, there, shapes),
     }
