@@ -23,10 +23,12 @@ def save(ocp, path):
 
     def standard(item):
         checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-        checkpointer.save(path / "a", args=args.StandardSave(item))
+        there = path / f"a {type(item).__name__}"
+        checkpointer.save(there, args=args.StandardSave(item))
 
     def composite(item):
-        several.save(path / "b", args.Composite(x=item))
+        there = path / f"several {type(item).__name__}"
+        several.save(there, args.Composite(x=item))
 
     found = {
         "there": refused(ValueError, trees.save, path / "there", {"w": 1}),

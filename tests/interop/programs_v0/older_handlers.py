@@ -55,7 +55,9 @@ def save(ocp, path):
         checkpointer.save(path / "log", ["one", "two"])
         checkpointer.save(path / "other", ["one", "two"], sep=" ")
     columns = {"x": np.arange(3.0), "y": np.ones(3)}
-    with ocp.AsyncCheckpointer(table()) as checkpointer:
+    # The pool of the handler does not wait for a directory.
+    options = ocp.AsyncOptions(create_directories_asynchronously=False)
+    with ocp.AsyncCheckpointer(table(), async_options=options) as checkpointer:
         checkpointer.save(path / "table", columns)
         columns = None
         checkpointer.wait_until_finished()

@@ -21,6 +21,12 @@ from stowax._settings import Settings, check_supported
 from stowax._staged_save import StagedSave
 from stowax._tasks import noting
 from stowax.errors import CheckpointExistsError, InvalidArgumentError
+from stowax.v0._checkpoint_args import (
+    CheckpointArgs,
+    check_verb,
+    get_registered_args_cls,
+    has_registered_args,
+)
 from stowax.v0._composite_handler import CompositeCheckpointHandler
 from stowax.v0._guest import begin_restore, saver_of, tell
 from stowax.v0._legacy import with_arguments
@@ -29,12 +35,6 @@ from stowax.v0._opened import open_item, open_items
 from stowax.v0._settings import settings_of
 from stowax.v0._step_metadata import StepMetadata, step_metadata
 from stowax.v0._tree_handler import PyTreeCheckpointHandler
-from stowax.v0.checkpoint_args import (
-    CheckpointArgs,
-    check_verb,
-    get_registered_args_cls,
-    has_registered_args,
-)
 from stowax.v0.options import AtomicityOptions, FileOptions, MultiprocessingOptions
 
 _MULTIPROCESSING = MultiprocessingOptions()

@@ -13,6 +13,14 @@ from stowax._operation import EngineTask
 from stowax._operation_path import OperationPath
 from stowax._tasks import drop, finish_all, noting
 from stowax.errors import HandlerError, HandlerNotFoundError, InvalidArgumentError
+from stowax.v0._checkpoint_args import (
+    CheckpointArgs,
+    check_verb,
+    get_registered_args_cls,
+    get_registered_handler_cls,
+    has_registered_args,
+    register_with_handler,
+)
 from stowax.v0._composite import Composite
 from stowax.v0._guest import begin_restore, saver_of
 from stowax.v0._handler_registry import (
@@ -24,14 +32,6 @@ from stowax.v0._legacy import with_arguments
 from stowax.v0._opened import OpenItems, open_items
 from stowax.v0._own import OwnHandler
 from stowax.v0._step_metadata import StepMetadata
-from stowax.v0.checkpoint_args import (
-    CheckpointArgs,
-    check_verb,
-    get_registered_args_cls,
-    get_registered_handler_cls,
-    has_registered_args,
-    register_with_handler,
-)
 from stowax.v0.options import (
     AsyncOptions,
     AtomicityOptions,

@@ -8,8 +8,8 @@ from typing import Any
 
 from stowax._handlers._json import JsonHandler
 from stowax._operation_path import OperationPath
+from stowax.v0._checkpoint_args import CheckpointArgs, register_with_handler
 from stowax.v0._own import OwnHandler, or_not_found
-from stowax.v0.checkpoint_args import CheckpointArgs, register_with_handler
 from stowax.v0.options import MultiprocessingOptions
 
 _MULTIPROCESSING = MultiprocessingOptions()

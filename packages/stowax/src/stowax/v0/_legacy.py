@@ -7,8 +7,8 @@ from typing import Any
 
 from etils import epath
 
+from stowax.v0._checkpoint_args import CheckpointArgs, register_with_handler
 from stowax.v0._handler import AsyncCheckpointHandler, CheckpointHandler
-from stowax.v0.checkpoint_args import CheckpointArgs, register_with_handler
 
 
 class LegacyHandler(CheckpointHandler):

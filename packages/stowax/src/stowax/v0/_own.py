@@ -17,8 +17,8 @@ from stowax._operation import EngineTask
 from stowax._operation_path import OperationPath
 from stowax._runtime import drive
 from stowax.errors import CheckpointNotFoundError, InvalidLayoutError
+from stowax.v0._checkpoint_args import get_registered_args_cls
 from stowax.v0._handler import DeferredPathAsyncCheckpointHandler
-from stowax.v0.checkpoint_args import get_registered_args_cls
 
 _PACKAGE = __name__.partition(".")[0]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from stowax._formats._orbax_json import PROTO_DOCUMENT
 from stowax._handlers._proto import ProtoHandler
 from stowax._operation_path import OperationPath
+from stowax.v0._checkpoint_args import CheckpointArgs, register_with_handler
 from stowax.v0._own import OwnHandler, or_not_found
-from stowax.v0.checkpoint_args import CheckpointArgs, register_with_handler
 from stowax.v0.options import MultiprocessingOptions
 
 if TYPE_CHECKING:

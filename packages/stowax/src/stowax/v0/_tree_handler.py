@@ -25,12 +25,12 @@ from stowax.errors import (
     UnsupportedOptionError,
 )
 from stowax.options import PyTreeMetadataOptions
+from stowax.v0._checkpoint_args import CheckpointArgs, register_with_handler
 from stowax.v0._own import OwnHandler
 from stowax.v0._save_args import leaf_storage
 from stowax.v0._targets import Restoration, plan_restore
 from stowax.v0._transformed import plan_transformed
 from stowax.v0._tree_metadata import TreeMetadata, shown_tree
-from stowax.v0.checkpoint_args import CheckpointArgs, register_with_handler
 from stowax.v0.options import MemoryLimitOptions, MultiprocessingOptions
 
 _AS_USUAL: Any = None
