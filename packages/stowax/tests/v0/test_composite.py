@@ -187,6 +187,30 @@ def test_arguments_of_the_other_verb(tmp_path):
             checkpointer.restore(path, save)
 
 
+def test_arguments_of_one_item(tmp_path):
+    """Arguments of an item without its name are refused, with what to do."""
+    checkpointer = checkpointer_of()
+    with pytest.raises(InvalidArgumentError, match="name the item"):
+        checkpointer.save(tmp_path / "c", PyTreeSave({"x": 1}))
+    checkpointer.save(tmp_path / "c", both())
+    with pytest.raises(InvalidArgumentError, match="name the item"):
+        checkpointer.restore(tmp_path / "c", PyTreeRestore())
+
+
+def test_items_of_the_newer_api(tmp_path):
+    """What `stowax.save_checkpointables` saved is found without arguments."""
+    options = stowax.options.CheckpointablesOptions.create_with_handlers(
+        config=stowax.handlers.JsonHandler
+    )
+    with stowax.Context(checkpointables=options):
+        parts = {"state": {"x": 1}, "config": {"depth": 3}}
+        stowax.save_checkpointables(tmp_path / "c", parts)
+
+    restored = checkpointer_of().restore(tmp_path / "c")
+
+    assert dict(restored) == parts
+
+
 def test_nothing_to_save(tmp_path):
     """A checkpoint without an item is refused."""
     with pytest.raises(ValueError, match="no item"):

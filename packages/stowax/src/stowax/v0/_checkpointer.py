@@ -27,6 +27,7 @@ from stowax.v0._checkpoint_args import (
     get_registered_args_cls,
     has_registered_args,
 )
+from stowax.v0._composite import Composite
 from stowax.v0._composite_handler import CompositeCheckpointHandler
 from stowax.v0._guest import begin_restore, saver_of, tell
 from stowax.v0._legacy import with_arguments
@@ -186,6 +187,8 @@ class Checkpointer(AbstractCheckpointer):
         """
         given = construct_checkpoint_args(self._handler, False, *args, **kwargs)
         location, handler = absolute(directory), self._handler
+        if isinstance(handler, CompositeCheckpointHandler):
+            _check_composite(given)
 
         async def restore(settings: Settings) -> Any:
             if isinstance(handler, CompositeCheckpointHandler):
@@ -290,6 +293,7 @@ class Checkpointer(AbstractCheckpointer):
         try:
             given: Any = construct_checkpoint_args(handler, True, *args, **kwargs)
             if isinstance(handler, CompositeCheckpointHandler):
+                _check_composite(given)
                 # Handlers of guests may leave work to futures; it is waited for.
                 savers = handler.savers(given, in_background=True)
                 checkpointables = dict(given.items())
@@ -382,6 +386,15 @@ def construct_checkpoint_args(
             return each
     cls = get_registered_args_cls(handler)[0 if for_save else 1]
     return cls(*args, **kwargs)
+
+
+def _check_composite(given: Any) -> None:
+    """Refuses the arguments of one item where those of several are needed."""
+    if not isinstance(given, Composite):
+        raise InvalidArgumentError(
+            f"a CompositeCheckpointHandler is given {type(given).__qualname__}; name "
+            "the item, `ocp.args.Composite(name=...)`"
+        )
 
 
 def _is_blocking(store: Any) -> bool:

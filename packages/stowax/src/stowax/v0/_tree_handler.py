@@ -9,7 +9,7 @@ from typing import Any
 
 from stowax._custom_metadata import json_value
 from stowax._formats._base import ITEM_DOCUMENT, TreeItem
-from stowax._formats._orbax_json import decode_json
+from stowax._formats._orbax_json import PYTREE_TYPESTR, decode_json
 from stowax._formats._stowax import read_document
 from stowax._handlers._tree import begin_load, begin_save
 from stowax._item_layout import Beside
@@ -26,6 +26,7 @@ from stowax.errors import (
 )
 from stowax.options import PyTreeMetadataOptions
 from stowax.v0._checkpoint_args import CheckpointArgs, register_with_handler
+from stowax.v0._handler_types import register_handler_type
 from stowax.v0._own import OwnHandler
 from stowax.v0._save_args import leaf_storage
 from stowax.v0._targets import Restoration, plan_restore
@@ -245,6 +246,10 @@ class PyTreeCheckpointHandler(OwnHandler):
             pins_transfers=self._pins_transfers,
             is_first=self._is_first or saving.is_first,
         )
+
+
+# A checkpoint of the newer API names its own handler.
+register_handler_type(PyTreeCheckpointHandler, PYTREE_TYPESTR)
 
 
 @register_with_handler(PyTreeCheckpointHandler, for_save=True)
