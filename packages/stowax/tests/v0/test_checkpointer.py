@@ -132,15 +132,18 @@ def test_no_such_item(tmp_path):
 def test_unfinished(tmp_path):
     """A draft is no checkpoint, whole as it may look."""
     draft = tmp_path / "c.orbax-checkpoint-tmp-1"
+    item = tmp_path / "d.orbax-checkpoint-tmp"
     stowax.save(tmp_path / "c", {"x": 1})
     (tmp_path / "c").rename(draft)
+    v0.PyTreeCheckpointHandler().save(item, {"x": 1})
 
-    checkpointer = v0.Checkpointer(v0.CompositeCheckpointHandler())
-    with pytest.raises(InvalidLayoutError, match="unfinished"):
-        checkpointer.restore(draft)
-    checkpointer = v0.PyTreeCheckpointer()
-    with pytest.raises(InvalidLayoutError, match="unfinished"):
-        checkpointer.restore(draft)
+    for path in (draft, item):
+        for checkpointer in (
+            v0.PyTreeCheckpointer(),
+            v0.Checkpointer(v0.CompositeCheckpointHandler()),
+        ):
+            with pytest.raises(InvalidLayoutError, match="unfinished"):
+                checkpointer.restore(path)
 
 
 def test_damage(tmp_path):

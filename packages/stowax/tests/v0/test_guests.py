@@ -1,7 +1,6 @@
 """Handlers of users, with and without arguments of their own."""
 
 import asyncio
-import concurrent.futures
 import dataclasses
 import threading
 
@@ -202,32 +201,37 @@ def test_the_thread_of_the_caller(tmp_path):
     assert threads == [threading.current_thread()] * 2
 
 
+class Told:
+    """A future that remembers that it was waited for, and fails if it is told to."""
+
+    def __init__(self, error=None):
+        self.error = error
+        self.is_waited_for = False
+
+    def result(self, timeout=None):
+        del timeout
+        self.is_waited_for = True
+        if self.error is not None:
+            raise self.error
+
+
 def test_futures(tmp_path):
     """All of them are waited for, nested as they may be, also if one fails."""
-    pool = concurrent.futures.ThreadPoolExecutor()
-    ended = []
 
     class Handler(TextHandler):
-        async def async_save(self, directory, item, fails=False):
-            def fail():
-                if fails:
-                    raise OSError("disk on fire")
+        async def async_save(self, directory, item, futures=None):
+            self.save(directory, item)
+            return futures
 
-            def end():
-                self.save(directory, item)
-                ended.append(item)
-
-            return [None, [pool.submit(fail)], pool.submit(end)]
-
+    ended, failed = [Told(), Told()], [Told(OSError("disk on fire")), Told()]
     with v0.AsyncCheckpointer(Handler()) as checkpointer:
-        checkpointer.save(tmp_path / "a", "one")
+        checkpointer.save(tmp_path / "a", "one", [None, [ended[0]], ended[1]])
         assert checkpointer.restore(tmp_path / "a") == "one."
-        checkpointer.save(tmp_path / "b", "two", fails=True)
+        checkpointer.save(tmp_path / "b", "two", failed)
         with pytest.raises(OSError, match="fire"):
             checkpointer.wait_until_finished()
 
-    pool.shutdown()
-    assert ended == ["one", "two"]
+    assert all(future.is_waited_for for future in ended + failed)
     assert not (tmp_path / "b").exists()
 
 

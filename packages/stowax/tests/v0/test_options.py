@@ -128,6 +128,9 @@ def test_metadata_store(tmp_path):
         def read(self, file_path):
             return inner.read(file_path)
 
+        def wait_until_finished(self):
+            self.written += ("all",)
+
     inner = v0.metadata.metadata_store(enable_write=True, blocking_write=True)
     store = Store()
     for name, handler, args in (
@@ -145,7 +148,7 @@ def test_metadata_store(tmp_path):
 
         assert found.custom_metadata == {"by": "me"}
         assert stowax.verify(tmp_path / name).unvouched == ()
-    assert store.written == ({"run": 1}, {"run": 1})
+    assert store.written == ({"run": 1}, "all", {"run": 1}, "all")
 
 
 def test_metadata_store_that_does_not_write(tmp_path):
