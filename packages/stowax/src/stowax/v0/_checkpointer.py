@@ -296,7 +296,7 @@ class Checkpointer(AbstractCheckpointer):
                 _check_composite(given)
                 # Handlers of guests may leave work to futures; it is waited for.
                 savers = handler.savers(given, in_background=True)
-                checkpointables = dict(given.items())
+                checkpointables = {name: given[name] for name in savers}
                 if not checkpointables:
                     raise InvalidArgumentError(
                         "there is no item to save; give `ocp.args.Composite(name=...)`"

@@ -162,20 +162,17 @@ class PyTreeCheckpointHandler(OwnHandler):
 
     async def tell(self, directory: OperationPath) -> TreeMetadata:
         """See `OwnHandler`."""
-        item = await self.open(directory)
-        custom = item.custom_metadata
-        if ITEM_DOCUMENT in item.documents:
-            path = join(item.path, ITEM_DOCUMENT)
-            operation = directory.operation
-            reading = read_document(
-                operation.store,
-                path,
-                item.documents[ITEM_DOCUMENT],
-                operation.settings.verify,
-            )
-            document = decode_json(await operation.submit(reading), path=path)
-            custom = document.get("custom_metadata")
-        return TreeMetadata(tree=shown_tree(item), custom_metadata=custom)
+        item, operation = await self.open(directory), directory.operation
+        path = join(item.path, ITEM_DOCUMENT)
+        expected = item.documents.get(ITEM_DOCUMENT)
+        verify = operation.settings.verify
+        reading = read_document(operation.store, path, expected, verify)
+        document = decode_json(await operation.submit(reading), path=path)
+        return TreeMetadata(
+            tree=shown_tree(item),
+            custom_metadata=document.get("custom_metadata"),
+            use_zarr3=bool(document.get("use_zarr3")),
+        )
 
     async def open(self, directory: OperationPath) -> TreeItem:
         """Opens what is restored.
