@@ -1,7 +1,6 @@
-"""Any tree goes from one library to the other by the older API.
+"""Any tree goes from one library to the other by the older API, too.
 
-As `test_any_tree` has it for the newer one: however it is stored, and however it is
-restored.  Comparisons are bit for bit; each library is the other's oracle.
+However it is stored.  Comparisons are bit for bit; each library is the other's oracle.
 """
 
 import tempfile
@@ -11,7 +10,7 @@ import orbax.checkpoint as orbax
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from sample_states import examples, orbax_states, spread
+from sample_states import examples, orbax_states
 from sample_trees import as_orbax_has_it, differences, is_file_name
 
 from stowax import v0
@@ -23,8 +22,8 @@ pytestmark = [
 ]
 
 
-def storing():
-    """Ways to store arrays that the older API has."""
+def ways():
+    """Ways to store a tree."""
     return st.fixed_dictionaries(
         {},
         optional={
@@ -35,53 +34,57 @@ def storing():
     )
 
 
-def save(library, path, parts, options):
-    """Saves several trees, each as an item of its own."""
-    handlers = {name: library.PyTreeCheckpointHandler(**options) for name in parts}
-    args = {name: library.args.PyTreeSave(part) for name, part in parts.items()}
-    handler = library.CompositeCheckpointHandler(**handlers)
-    with library.Checkpointer(handler) as checkpointer:
-        checkpointer.save(path, args=library.args.Composite(**args))
+def assume_storable(state, way):
+    """Where arrays are directories, not every name can be."""
+    if not way.get("use_ocdbt", True):
+        assume(all(map(is_file_name, flatten(state).names)))
 
 
-def restore(library, path, targets):
-    """Restores several trees; None as they are stored, others as they look."""
-
-    def ask(target):
-        if target is None:
-            return library.args.PyTreeRestore()
-        args = library.checkpoint_utils.construct_restore_args(target)
-        return library.args.PyTreeRestore(target, args)
-
-    asked = {name: ask(target) for name, target in targets.items()}
-    handler = library.CompositeCheckpointHandler()
-    with library.Checkpointer(handler) as checkpointer:
-        found = checkpointer.restore(path, args=library.args.Composite(**asked))
-    return {name: found[name] for name in targets}
-
-
-@given(
-    first=orbax_states(), second=orbax_states(), options=storing(), ours=st.booleans()
-)
-@examples(20)
-def test_any_tree(first, second, options, ours):
-    """Whoever saves, both restore: with a target exactly, without as Orbax does."""
-    if not options.get("use_ocdbt", True):
-        assume(all(is_file_name(n) for t in (first, second) for n in flatten(t).names))
-    parts = {"state": first, "other": second}
-    bare = dict.fromkeys(parts)
+@given(state=orbax_states(), way=ways())
+@examples(8)
+def test_ours_to_orbax(state, way):
+    """What we save Orbax restores: in its containers, or in those of an item."""
+    assume_storable(state, way)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "c")
-        save(v0 if ours else orbax, path, parts, options)
+        v0.PyTreeCheckpointer(**way).save(path, state)
 
-        exact = [restore(library, path, parts) for library in (v0, orbax)]
-        alone = restore(orbax, path, bare)
-        found = restore(v0, path, bare)
+        bare = orbax.PyTreeCheckpointer().restore(path)
+        exact = orbax.PyTreeCheckpointer().restore(path, item=state)
 
-    for restored in exact:
-        assert differences(parts, restored) == []
-        assert differences(spread(parts), spread(restored), placement=True) == []
-    plain = {name: as_orbax_has_it(part) for name, part in parts.items()}
-    assert differences(plain, alone) == []
-    if not ours:
-        assert differences(alone, found) == []
+    assert differences(as_orbax_has_it(state), bare) == []
+    assert differences(state, exact) == []
+
+
+@given(state=orbax_states(), way=ways())
+@examples(8)
+def test_orbax_to_us(state, way):
+    """What Orbax saves we restore as it does itself."""
+    assume_storable(state, way)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "c")
+        orbax.PyTreeCheckpointer(**way).save(path, state)
+
+        expected = orbax.PyTreeCheckpointer().restore(path)
+        bare = v0.PyTreeCheckpointer().restore(path)
+        exact = v0.PyTreeCheckpointer().restore(path, item=state)
+
+    assert differences(expected, bare) == []
+    assert differences(state, exact) == []
+
+
+@given(first=orbax_states(), second=orbax_states())
+@examples(5)
+def test_several_items(first, second):
+    """So it is with several of them, saved in the background."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "c")
+        with v0.AsyncCheckpointer(v0.CompositeCheckpointHandler()) as checkpointer:
+            saves = {"a": v0.args.PyTreeSave(first), "b": v0.args.PyTreeSave(second)}
+            checkpointer.save(path, args=v0.args.Composite(**saves))
+            ours = checkpointer.restore(path)
+        theirs = orbax.Checkpointer(orbax.CompositeCheckpointHandler()).restore(path)
+
+    for name, state in (("a", first), ("b", second)):
+        assert differences(as_orbax_has_it(state), theirs[name]) == []
+        assert differences(as_orbax_has_it(state), as_orbax_has_it(ours[name])) == []
