@@ -10,7 +10,7 @@ import orbax.checkpoint as orbax
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from sample_states import examples, orbax_states
+from sample_states import examples, orbax_states, spread
 from sample_trees import as_orbax_has_it, differences, is_file_name
 
 from stowax import v0
@@ -88,3 +88,23 @@ def test_several_items(first, second):
     for name, state in (("a", first), ("b", second)):
         assert differences(as_orbax_has_it(state), theirs[name]) == []
         assert differences(as_orbax_has_it(state), as_orbax_has_it(ours[name])) == []
+
+
+@given(state=orbax_states(), way=ways(), ours=st.booleans())
+@examples(8)
+def test_by_arguments(state, way, ours):
+    """With the arguments that a tree makes, it comes back as it is, where it was."""
+    assume_storable(state, way)
+    found = []
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "c")
+        (v0 if ours else orbax).PyTreeCheckpointer(**way).save(path, state)
+
+        for library in (v0, orbax):
+            args = library.checkpoint_utils.construct_restore_args(state)
+            asked = library.args.PyTreeRestore(state, args)
+            found.append(library.PyTreeCheckpointer().restore(path, args=asked))
+
+    for restored in found:
+        assert differences(state, restored) == []
+        assert differences(spread(state), spread(restored), placement=True) == []
