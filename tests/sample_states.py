@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture import engine
 from sample_leaves import DatetimeHandler, DecimalHandler, Quantised, QuantisedHandler
-from sample_trees import Point, bits, dtype, leaves, shardings, trees
+from sample_trees import Point, bits, dtype, leaves, orbax_leaves, shardings, trees
 
 import stowax
+from stowax._keypath import flatten
 from stowax.options import ArrayOptions, FileOptions, PyTreeOptions
 
 SOAK = int(os.environ.get("STOWAX_SOAK", "0"))
@@ -69,6 +70,11 @@ def taught_leaves() -> st.SearchStrategy[Any]:
 def states() -> st.SearchStrategy[Any]:
     """Any tree that can be saved."""
     return trees(leaves() | taught_leaves()).filter(lambda tree: tree is not None)
+
+
+def orbax_states() -> st.SearchStrategy[Any]:
+    """Trees that Orbax can save, too: it saves no empty ones."""
+    return trees(orbax_leaves()).filter(lambda tree: flatten(tree).leaves)
 
 
 def is_taught(value: Any) -> bool:

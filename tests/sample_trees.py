@@ -279,6 +279,35 @@ def abstract(tree: Any) -> Any:
     return jax.tree.map(leaf, tree)
 
 
+def as_orbax_has_it(tree: Any, *, rich_types: bool = False) -> Any:
+    """What Orbax has of a tree: dicts of strings, lists; in rich types, tuples too."""
+
+    def visit(tree: Any) -> Any:
+        match tree:
+            case Nothing():
+                return None
+            case Layer():
+                return visit({"kernel": tree.kernel, "bias": tree.bias})
+            case Pair():
+                return visit([tree.first, tree.second])
+            case Point():
+                return Point(*map(visit, tree)) if rich_types else visit(tree._asdict())
+            case dict():
+                return {str(key): visit(child) for key, child in tree.items()}
+            case tuple() if rich_types or not tree:
+                return tuple(map(visit, tree))
+            case list() | tuple():
+                return list(map(visit, tree))
+        return tree
+
+    return visit(tree)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether Orbax can make a directory of that name; it does not escape any."""
+    return name not in ("", ".", "..") and not set("/\\") & set(name)
+
+
 def differences(expected: Any, found: Any, *, placement: bool = False) -> list[str]:
     """Where two trees differ: containers, types, dtypes, bits; none if they are equal.
 

@@ -23,6 +23,7 @@ from sample_states import (
     examples,
     is_taught,
     odd_trees,
+    orbax_states,
     our_saving,
     spread,
     states,
@@ -30,18 +31,15 @@ from sample_states import (
 )
 from sample_trees import (
     JAX_DTYPES,
-    Layer,
-    Nothing,
-    Pair,
     Point,
     abstract,
+    as_orbax_has_it,
     bits,
     differences,
     dtype,
+    is_file_name,
     mesh,
     orbax_holds,
-    orbax_leaves,
-    trees,
 )
 
 import stowax
@@ -49,11 +47,6 @@ from stowax._keypath import flatten, unflatten
 from stowax.errors import KeyPathCollisionError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-def orbax_states():
-    """Trees that Orbax can save, too: it saves no empty ones."""
-    return trees(orbax_leaves()).filter(lambda tree: flatten(tree).leaves)
 
 
 def their_saving():
@@ -77,30 +70,6 @@ def our_context(saving=None, *, rich_types=False):
     found = context(saving=saving, container_types=(Point,))
     found.pytree.saving.pytree_metadata_options.support_rich_types = rich_types
     return found
-
-
-def as_orbax_has_it(tree, *, rich_types=False):
-    """What Orbax has of a tree: dicts of strings, lists; in rich types, tuples too."""
-
-    def visit(tree):
-        match tree:
-            case Nothing():
-                return None
-            case Layer():
-                return visit({"kernel": tree.kernel, "bias": tree.bias})
-            case Pair():
-                return visit([tree.first, tree.second])
-            case Point():
-                return Point(*map(visit, tree)) if rich_types else visit(tree._asdict())
-            case dict():
-                return {str(key): visit(child) for key, child in tree.items()}
-            case tuple() if rich_types or not tree:
-                return tuple(map(visit, tree))
-            case list() | tuple():
-                return list(map(visit, tree))
-        return tree
-
-    return visit(tree)
 
 
 @given(
@@ -164,11 +133,6 @@ def test_orbax_to_us(first, second, saving, rich):
     assert differences(richly, typed) == []
     flat = flatten(expected["other"])
     assert differences(dict(zip(flat.names, flat.leaves, strict=True)), alone) == []
-
-
-def is_file_name(name):
-    """Whether Orbax can make a directory of that name; it does not escape any."""
-    return name not in ("", ".", "..") and not set("/\\") & set(name)
 
 
 LACKING = {

@@ -71,7 +71,9 @@ def test_storage(tmp_path, pair, use_ocdbt, use_zarr3):
     with loader.PyTreeCheckpointer() as checkpointer:
         assert differences(_state(), checkpointer.restore(tmp_path / "c")) == []
         found = json.loads((tmp_path / "c" / "_METADATA").read_text())
+        told = checkpointer.metadata(tmp_path / "c").item_metadata
 
+    assert told.use_zarr3 == use_zarr3
     assert (found["use_ocdbt"], found["use_zarr3"]) == (use_ocdbt, use_zarr3)
 
 
@@ -133,6 +135,27 @@ def test_standard_target(tmp_path, pair):
     assert restored["w"].dtype == jnp.bfloat16
     assert restored["n"].dtype == np.float32
     assert differences(tree, as_saved) == []
+
+
+@pytest.mark.parametrize("loader", LIBRARIES)
+def test_devices_that_are_not_here(tmp_path, loader):
+    """Arrays of other devices are told of, and restored only where that is said."""
+    library, device = LIBRARIES[loader], jax.devices()[3]
+    with orbax.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "c", {"w": jax.device_put(jnp.ones(2), device)})
+    document = tmp_path / "c" / "_sharding"
+    document.write_text(document.read_text().replace("cpu:3", "tpu:99"))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[1])
+
+    checkpointer = library.Checkpointer(library.StandardCheckpointHandler())
+    found = checkpointer.metadata(tmp_path / "c").item_metadata["w"].sharding
+    args = library.args.StandardRestore(fallback_sharding=here)
+    restored = checkpointer.restore(tmp_path / "c", args=args)
+
+    assert found.device_str == "tpu:99"
+    assert restored["w"].sharding == here
+    with pytest.raises(ValueError):
+        checkpointer.restore(tmp_path / "c", args=library.args.StandardRestore())
 
 
 def test_padding(tmp_path, pair):

@@ -14,7 +14,14 @@ import stowax
 from stowax._runtime import drive
 from stowax.errors import TreeMismatchError
 from stowax.handlers import PyTreeHandler
-from stowax.v0 import _arguments, _restore_args, _targets, _transformed, transform_utils
+from stowax.v0 import (
+    _arguments,
+    _flat,
+    _restore_args,
+    _targets,
+    _transformed,
+    transform_utils,
+)
 
 ocp = pytest.importorskip("orbax.checkpoint")
 
@@ -141,6 +148,7 @@ ONE_LEAF = {
     "float": ("RestoreArgs", {"restore_type": float}),
     "float, cast": ("RestoreArgs", {"restore_type": float, "dtype": np.float16}),
     "int, cast": ("RestoreArgs", {"restore_type": int, "dtype": np.int8}),
+    "float of int": ("RestoreArgs", {"restore_type": float, "dtype": np.int8}),
     "number": ("RestoreArgs", {"restore_type": np.float32}),
     "string": ("RestoreArgs", {"restore_type": str}),
     "left out": ("RestoreArgs", {"restore_type": type(...)}),
@@ -149,7 +157,7 @@ ONE_LEAF = {
 
 ARRAYS, NUMBERS = ("w", "v", "half", "host"), ("zero", "step", "rate")
 LEAVES = (*ARRAYS, *NUMBERS, "name")
-OF_NUMBERS = ("int", "float", "float, cast", "int, cast", "number")
+OF_NUMBERS = ("int", "float", "float, cast", "int, cast", "float of int", "number")
 
 
 def is_possible(name, asked):
@@ -290,6 +298,24 @@ def test_a_strict_item_gives_shapes(path):
         Ours.restore(path, item, args)
 
 
+def test_an_item_without_axes(path):
+    """An array without axes gives no dtype, as one with axes does."""
+    item = {
+        **STATE,
+        "zero": jax.ShapeDtypeStruct((), jnp.float16),
+        "v": jax.ShapeDtypeStruct((6,), jnp.float16),
+    }
+
+    def ask(library, path):
+        made = library.arguments.ArrayRestoreArgs(sharding=ONE_DEVICE)
+        args = {**of(library, STATE), "zero": made, "v": made}
+        return library.restore(path, item, args)
+
+    ours, theirs = both(ask, path)
+
+    assert ours == theirs
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -352,7 +378,7 @@ TRANSFORMS = {
     "several": lambda library: {
         "new": library.transforms.RestoreTransform(
             multi_value_fn=lambda key, tree, args: (
-                tree["v"].sum() + tree["pair"]["y"][1] + len(key)
+                tree["v"].sum() + tree["pair"]["y"][1] + len(key + str(args.dtype))
             ),
             multi_value_fn_input_args={
                 "v": library.arguments.RestoreArgs(restore_type=np.ndarray),
@@ -385,6 +411,26 @@ def test_transformations(path, name, default_to_original):
     ours, theirs = both(ask, path)
 
     assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("default_to_original", "needed"), [(True, {"a", "c/0"}), (False, {"b", "c/0"})]
+)
+def test_what_is_not_needed_is_not_loaded(default_to_original, needed):
+    """Leaves that no key of the result is made of are placeholders in the load."""
+    plan = _transformed.plan_transformed(
+        {"a": 0, "b": 0, "new": 0},
+        None,
+        {
+            "b": transform_utils.Transform(use_fallback=True),
+            "new": transform_utils.Transform(original_key="c/0"),
+        },
+        {"a": 0, "b": 0, "c": [0, 0], "unused": 0},
+        default_to_original=default_to_original,
+    )
+
+    loaded = _flat.to_flat_dict(plan.abstract, sep="/")
+    assert {key for key, target in loaded.items() if target is not ...} == needed
 
 
 def test_what_a_function_looks_at_is_said():
@@ -433,11 +479,51 @@ def test_typed_keys(keys_path):
     def ask(library, path):
         args = library.construct_restore_args(KEYS)
         loaded = library.restore(path, KEYS, args)
-        return jax.tree.map(lambda key: (jax.random.key_data(key), key.shape), loaded)
+        return [tell_keys(loaded), jax.tree.map(vars, args)]
 
     ours, theirs = both(ask, keys_path)
 
     assert ours == theirs
+
+
+def tell_keys(tree):
+    """What typed PRNG keys are, of which NumPy has no arrays."""
+    return jax.tree.map(
+        lambda key: (jax.random.key_data(key), key.shape, str(key.dtype)), tree
+    )
+
+
+def test_typed_keys_that_are_abstract(keys_path):
+    """Arguments made of abstract keys say where they go, and no shape."""
+    target = jax.tree.map(
+        lambda key: jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=ONE_DEVICE),
+        KEYS,
+    )
+
+    def ask(library, path):
+        args = library.construct_restore_args(target)
+        shapes = {name: each.global_shape for name, each in args.items()}
+        return [tell_keys(library.restore(path, target, args)), shapes]
+
+    ours, theirs = both(ask, keys_path)
+
+    assert ours == theirs
+
+
+def test_typed_keys_by_the_sharding_of_their_data(keys_path):
+    """It may say something of the axis that keys do not have."""
+    sharding = shardings()["both"]
+    args = {
+        "one": Ours.arguments.RestoreArgs(),
+        "many": Ours.arguments.ArrayRestoreArgs(sharding=sharding),
+    }
+
+    loaded = Ours.restore(keys_path, None, args)
+
+    assert loaded["many"].sharding.spec == P("x")
+    for name, keys in KEYS.items():
+        data = [np.asarray(jax.random.key_data(each)) for each in (keys, loaded[name])]
+        np.testing.assert_array_equal(*data)
 
 
 def test_typed_keys_as_numbers(keys_path):

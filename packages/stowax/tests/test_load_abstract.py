@@ -203,6 +203,35 @@ class TestLikeAnArray:
 
         assert load(saved, w=asked)["w"].sharding == sharding
 
+    def test_leaves_that_are_stored_alike(self, place):
+        """Each is loaded as its own leaf asks, whatever is asked of the others."""
+        count, described = 12, stowax.arrays.ArrayMetadata
+        stowax.save(
+            place / "c", {str(i): bits("float32", (8, 16)) for i in range(count)}
+        )
+        makes_rows = SimpleNamespace(to_jax_sharding=lambda: shardings()["rows"])
+        kinds = [
+            (described(shape=(8, 16), dtype=np.float32), jnp.float32, None),
+            (described(shape=(8, 16), dtype=np.float16), jnp.float16, None),
+            (over(shardings()["columns"]), jnp.float32, "columns"),
+            (
+                described(shape=(8, 16), dtype=np.float32, sharding=makes_rows),
+                jnp.float32,
+                "rows",
+            ),
+        ]
+        asked = {str(i): kinds[i % len(kinds)] for i in range(count)}
+
+        with pytest.warns(UserWarning, match="lose values"):
+            loaded = stowax.load(
+                place / "c", {name: target for name, (target, *_) in asked.items()}
+            )
+
+        for name, (_, dtype, spread) in asked.items():
+            assert loaded[name].dtype == dtype
+            if spread is not None:
+                assert loaded[name].sharding == shardings()[spread]
+
 
 class TestWhatIsNone:
     """Abstract leaves that ask for nothing there is."""

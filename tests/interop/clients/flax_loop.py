@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 from flax import errors
 from flax.training import checkpoints
 from flax.training.train_state import TrainState
@@ -44,6 +45,12 @@ def save(path):
         path / "again", {"a": np.arange(4.0)}, 1, prefix="run_", overwrite=True, keep=3
     )
     single = refused(checkpoints.save_checkpoint, path / "single", jnp.ones(3), 1)
+    checkpoints.save_checkpoint(
+        path / "array",
+        jnp.arange(3.0),
+        1,
+        orbax_checkpointer=ocp.Checkpointer(ocp.ArrayCheckpointHandler()),
+    )
     return {
         "steps": checkpoints.available_steps(path / "loop"),
         "again": [again, single],
@@ -57,9 +64,13 @@ def load(path):
     blank = state_at(0).replace(params=target)
     loop = path / "loop"
     state = checkpoints.restore_checkpoint(loop, blank)
+    array = ocp.Checkpointer(ocp.ArrayCheckpointHandler())
     return {
         "latest": checkpoints.latest_checkpoint(loop).removeprefix(str(path)),
         "state": [type(state).__name__, state.step, state.params, state.opt_state],
+        "array": checkpoints.restore_checkpoint(
+            path / "array", None, orbax_checkpointer=array
+        ),
         "older": checkpoints.restore_checkpoint(loop, blank, step=5).step,
         "plain": checkpoints.restore_checkpoint(loop, None),
         "again": checkpoints.restore_checkpoint(path / "again", None, prefix="run_"),

@@ -1,10 +1,12 @@
 """Arrays over several devices, saved in the background by Flax."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from flax.training import checkpoints
+from flax.training import checkpoints, orbax_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -50,5 +52,22 @@ def load(path):
         path, target, orbax_checkpointer=checkpointer
     )
     older = checkpoints.restore_checkpoint(path, target, step=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        args = orbax_utils.restore_args_from_target(
+            {"spread": target["spread"]}, mesh=MESH
+        )
+    alone = checkpointer.restore(
+        path / "checkpoint_2",
+        args=ocp.args.PyTreeRestore(
+            {"spread": 0}, restore_args=args, partial_restore=True
+        ),
+    )
     checkpointer.close()
-    return {"found": found, "spec": str(found["spread"].sharding.spec), "older": older}
+    return {
+        "found": found,
+        "specs": [str(each["spread"].sharding.spec) for each in (found, alone)],
+        "older": older,
+        "alone": alone,
+        "warned": any("deprecated" in str(each.message) for each in caught),
+    }

@@ -29,7 +29,7 @@ from stowax._item_target import (
     unknown_key_note,
 )
 from stowax._keypath import KeyPath, at_leaf, shown_name
-from stowax._leaves._abstract import asked_layout
+from stowax._leaves._abstract import ArrayMetadata, NumpyMetadata, asked_layout
 from stowax._leaves._base import UnlikeError, Wanted
 from stowax._leaves._registry import Leaves, kind_of_target
 from stowax._manifest import TEXT_KINDS, LeafForm
@@ -133,6 +133,9 @@ def _outline(target: Any) -> Hashable:
         return target
     if cls is np.ndarray:
         return cls, target.shape, target.dtype
+    if cls is ArrayMetadata or cls is NumpyMetadata:
+        outline = cls, target.shape, target.dtype, getattr(target, "sharding", None)
+        return outline if _has_hash(outline) else None
     if isinstance(target, jax.Array) and not target.is_deleted():
         layout = asked_layout(target)
         return (
@@ -144,6 +147,14 @@ def _outline(target: Any) -> Hashable:
             layout,
         )
     return None
+
+
+def _has_hash(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:  # Anything may stand in for a shape, a dtype or a sharding.
+        return False
+    return True
 
 
 def fit_leaf(

@@ -203,10 +203,13 @@ def test_intersected_trees_have_the_leaves_that_all_have():
     }
 
 
-def test_a_leaf_in_the_way_is_named():
+@pytest.mark.parametrize(
+    "trees", [({"a": 1}, {"a": {"b": 2}}), ({"a": {"b": 2}}, {"a": 1})], ids=str
+)
+def test_a_leaf_in_the_way_is_named(trees):
     """A tree that has a leaf where another goes on cannot be merged with it."""
-    with pytest.raises(KeyPathCollisionError, match=r"'a'.*'a\.b'"):
-        merge_trees({"a": 1}, {"a": {"b": 2}})
+    with pytest.raises(KeyPathCollisionError, match="'a'"):
+        merge_trees(*trees)
 
 
 def test_a_target_that_wants_more_is_refused():

@@ -181,6 +181,11 @@ class StowaxFormat:
     async def open(self, store: Store, path: str, *, verify: bool) -> OpenCheckpoint:
         """Reads the seal and the metadata at the root."""
         if await store.stat(join(path, ROOT_SEAL)) is None:
+            if verify and await is_unsealed(store, path):
+                raise CorruptCheckpointError(
+                    f"{join(path, ROOT_SEAL)} is missing, but there are "
+                    f"{_orbax_json.ROOT_DOCUMENT} and a manifest. {_ADVICE}"
+                )
             return OpenCheckpoint(path=path, items={"": path})
         seal = await _read_seal(store, join(path, ROOT_SEAL))
         digests = seal.digests
@@ -224,6 +229,16 @@ class StowaxFormat:
             deleting=deleting,
             guest_files={join(path, name): d for name, d in digests.items()},
         )
+
+
+async def is_unsealed(store: Store, path: str) -> bool:
+    """Whether a checkpoint of ours whose item lies at the root has lost its seal.
+
+    The directory of an item has a manifest, but no metadata of a checkpoint.
+    """
+    names = (MANIFEST, _orbax_json.ROOT_DOCUMENT)
+    entries = [await store.stat(join(path, name)) for name in names]
+    return None not in entries
 
 
 async def _read_deletion(store: Store, path: str) -> str | None:

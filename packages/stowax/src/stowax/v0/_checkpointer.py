@@ -21,6 +21,13 @@ from stowax._settings import Settings, check_supported
 from stowax._staged_save import StagedSave
 from stowax._tasks import noting
 from stowax.errors import CheckpointExistsError, InvalidArgumentError
+from stowax.v0._checkpoint_args import (
+    CheckpointArgs,
+    check_verb,
+    get_registered_args_cls,
+    has_registered_args,
+)
+from stowax.v0._composite import Composite
 from stowax.v0._composite_handler import CompositeCheckpointHandler
 from stowax.v0._guest import begin_restore, saver_of, tell
 from stowax.v0._legacy import with_arguments
@@ -29,11 +36,6 @@ from stowax.v0._opened import open_item, open_items
 from stowax.v0._settings import settings_of
 from stowax.v0._step_metadata import StepMetadata, step_metadata
 from stowax.v0._tree_handler import PyTreeCheckpointHandler
-from stowax.v0.checkpoint_args import (
-    CheckpointArgs,
-    get_registered_args_cls,
-    has_registered_args,
-)
 from stowax.v0.options import AtomicityOptions, FileOptions, MultiprocessingOptions
 
 _MULTIPROCESSING = MultiprocessingOptions()
@@ -185,6 +187,8 @@ class Checkpointer(AbstractCheckpointer):
         """
         given = construct_checkpoint_args(self._handler, False, *args, **kwargs)
         location, handler = absolute(directory), self._handler
+        if isinstance(handler, CompositeCheckpointHandler):
+            _check_composite(given)
 
         async def restore(settings: Settings) -> Any:
             if isinstance(handler, CompositeCheckpointHandler):
@@ -289,9 +293,10 @@ class Checkpointer(AbstractCheckpointer):
         try:
             given: Any = construct_checkpoint_args(handler, True, *args, **kwargs)
             if isinstance(handler, CompositeCheckpointHandler):
+                _check_composite(given)
                 # Handlers of guests may leave work to futures; it is waited for.
                 savers = handler.savers(given, in_background=True)
-                checkpointables = dict(given.items())
+                checkpointables = {name: given[name] for name in savers}
                 if not checkpointables:
                     raise InvalidArgumentError(
                         "there is no item to save; give `ocp.args.Composite(name=...)`"
@@ -377,9 +382,19 @@ def construct_checkpoint_args(
     """
     for each in (*args, *kwargs.values()):
         if isinstance(each, CheckpointArgs):
+            check_verb(each, for_save=for_save)
             return each
     cls = get_registered_args_cls(handler)[0 if for_save else 1]
     return cls(*args, **kwargs)
+
+
+def _check_composite(given: Any) -> None:
+    """Refuses the arguments of one item where those of several are needed."""
+    if not isinstance(given, Composite):
+        raise InvalidArgumentError(
+            f"a CompositeCheckpointHandler is given {type(given).__qualname__}; name "
+            "the item, `ocp.args.Composite(name=...)`"
+        )
 
 
 def _is_blocking(store: Any) -> bool:

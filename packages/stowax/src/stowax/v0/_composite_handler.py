@@ -13,6 +13,14 @@ from stowax._operation import EngineTask
 from stowax._operation_path import OperationPath
 from stowax._tasks import drop, finish_all, noting
 from stowax.errors import HandlerError, HandlerNotFoundError, InvalidArgumentError
+from stowax.v0._checkpoint_args import (
+    CheckpointArgs,
+    check_verb,
+    get_registered_args_cls,
+    get_registered_handler_cls,
+    has_registered_args,
+    register_with_handler,
+)
 from stowax.v0._composite import Composite
 from stowax.v0._guest import begin_restore, saver_of
 from stowax.v0._handler_registry import (
@@ -24,13 +32,6 @@ from stowax.v0._legacy import with_arguments
 from stowax.v0._opened import OpenItems, open_items
 from stowax.v0._own import OwnHandler
 from stowax.v0._step_metadata import StepMetadata
-from stowax.v0.checkpoint_args import (
-    CheckpointArgs,
-    get_registered_args_cls,
-    get_registered_handler_cls,
-    has_registered_args,
-    register_with_handler,
-)
 from stowax.v0.options import (
     AsyncOptions,
     AtomicityOptions,
@@ -133,6 +134,8 @@ class CompositeCheckpointHandler(OwnHandler):
             args: The arguments of each.
             in_background: Whether handlers may leave work to futures.
         """
+        for each in args.values():
+            check_verb(each, for_save=True)
         return {
             name: saver_of(
                 self.handler_of(name, args[name]), in_background=in_background
@@ -223,6 +226,8 @@ class CompositeCheckpointHandler(OwnHandler):
     async def begin_restore_of(self, opened: OpenItems, args: Any) -> Awaitable[Any]:
         """The same of a checkpoint that is open."""
         asked = dict(args.items()) if args else self._all(opened)
+        for each in asked.values():
+            check_verb(each, for_save=False)
         begun: dict[str, Awaitable[Any]] = {}
         try:
             for name in sorted(asked):

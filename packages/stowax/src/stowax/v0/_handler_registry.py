@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 from typing import Any, Protocol
 
 from stowax.errors import HandlerError, HandlerNotFoundError
-from stowax.v0.checkpoint_args import (
+from stowax.v0._checkpoint_args import (
     CheckpointArgs,
     get_registered_args_cls,
     get_registered_handler_cls,

@@ -6,6 +6,7 @@ from typing import Any
 
 from stowax.errors import HandlerError
 
+_SRC = "orbax.checkpoint._src."
 _TYPES: dict[str, Any] = {}
 
 
@@ -37,7 +38,10 @@ def register_handler_type(handler_cls: Any, *others: str) -> None:
 
 def handler_type(typestr: str | None) -> Any | None:
     """The class that a checkpoint names; None if nobody knows it."""
-    return None if typestr is None else _TYPES.get(typestr)
+    if typestr is None:
+        return None
+    # Where the older API is going to live in Orbax.
+    return _TYPES.get(typestr.replace("orbax.checkpoint.v0._src.", _SRC))
 
 
 def _full_name(cls: Any) -> tuple[str, str]:

@@ -6,10 +6,12 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stowax._formats._orbax_json import JSON_TYPESTR, METRICS_TYPESTR
 from stowax._handlers._json import JsonHandler
 from stowax._operation_path import OperationPath
-from stowax.v0._own import OwnHandler
-from stowax.v0.checkpoint_args import CheckpointArgs, register_with_handler
+from stowax.v0._checkpoint_args import CheckpointArgs, register_with_handler
+from stowax.v0._handler_types import register_handler_type
+from stowax.v0._own import OwnHandler, or_not_found
 from stowax.v0.options import MultiprocessingOptions
 
 _MULTIPROCESSING = MultiprocessingOptions()
@@ -52,7 +54,7 @@ class JsonCheckpointHandler(OwnHandler):
         self, directory: OperationPath, args: Any
     ) -> Awaitable[Any]:
         """See `OwnHandler`."""
-        return await self._handler.load(directory)
+        return or_not_found(await self._handler.load(directory))
 
     def save(
         self,
@@ -81,6 +83,10 @@ class JsonCheckpointHandler(OwnHandler):
         """Reads the value of a directory; there is nothing to ask for."""
         del item
         return super().restore(directory, args=args)
+
+
+# A checkpoint of the newer API names its own handlers.
+register_handler_type(JsonCheckpointHandler, JSON_TYPESTR, METRICS_TYPESTR)
 
 
 @register_with_handler(JsonCheckpointHandler, for_save=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 from etils import epath
 
+from stowax.v0._checkpoint_args import CheckpointArgs, register_with_handler
 from stowax.v0._handler import AsyncCheckpointHandler, CheckpointHandler
-from stowax.v0.checkpoint_args import CheckpointArgs, register_with_handler
 
 
 class LegacyHandler(CheckpointHandler):
@@ -21,13 +21,15 @@ class LegacyHandler(CheckpointHandler):
     def __init__(self, handler: Any) -> None:
         self.handler = handler
 
-    def save(self, directory: epath.Path, args: LegacyArgs) -> Any:
+    def save(self, directory: epath.Path, args: CheckpointArgs) -> Any:
         """Calls its `save`."""
-        return self.handler.save(directory, *args.args, **args.kwargs)
+        given = LegacyArgs.of(args)
+        return self.handler.save(directory, *given.args, **given.kwargs)
 
-    def restore(self, directory: epath.Path, args: LegacyArgs) -> Any:
+    def restore(self, directory: epath.Path, args: CheckpointArgs) -> Any:
         """Calls its `restore`."""
-        return self.handler.restore(directory, *args.args, **args.kwargs)
+        given = LegacyArgs.of(args)
+        return self.handler.restore(directory, *given.args, **given.kwargs)
 
     def metadata(self, directory: epath.Path) -> Any | None:
         """Calls its `metadata`, if it has one."""
@@ -55,10 +57,11 @@ class AsyncLegacyHandler(LegacyHandler, AsyncCheckpointHandler):
     """The same for a handler that can go on in the background."""
 
     async def async_save(
-        self, directory: epath.Path, args: LegacyArgs
+        self, directory: epath.Path, args: CheckpointArgs
     ) -> Sequence[Any] | None:
         """Calls its `async_save`."""
-        return await self.handler.async_save(directory, *args.args, **args.kwargs)
+        given = LegacyArgs.of(args)
+        return await self.handler.async_save(directory, *given.args, **given.kwargs)
 
 
 @register_with_handler(LegacyHandler, for_save=True, for_restore=True)
@@ -68,6 +71,11 @@ class LegacyArgs(CheckpointArgs):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.args = args
         self.kwargs = kwargs
+
+    @classmethod
+    def of(cls, args: CheckpointArgs) -> LegacyArgs:
+        """Arguments of any class; a handler that has none is given them as they are."""
+        return args if isinstance(args, LegacyArgs) else cls(args=args)
 
 
 @register_with_handler(AsyncLegacyHandler, for_save=True, for_restore=True)

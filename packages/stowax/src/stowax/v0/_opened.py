@@ -14,7 +14,7 @@ from typing import Any
 from stowax._formats._base import OpenCheckpoint
 from stowax._formats._orbax_item import read_root
 from stowax._formats._orbax_json import UNFINISHED_MARK, RootDocument
-from stowax._formats._stowax import ROOT_SEAL
+from stowax._formats._stowax import ROOT_SEAL, is_unsealed
 from stowax._opened import open_for_reading
 from stowax._operation import Operation, in_place
 from stowax._operation_path import OperationPath, absolute
@@ -48,7 +48,8 @@ async def open_item(location: str, settings: Settings) -> Operation:
         raise InvalidLayoutError(
             f"{location} is an unfinished save; restore another checkpoint"
         )
-    if await operation.submit(store.stat(posixpath.join(path, ROOT_SEAL))) is None:
+    seal = await operation.submit(store.stat(posixpath.join(path, ROOT_SEAL)))
+    if seal is None and not await operation.submit(is_unsealed(store, path)):
         operation.directory = path
         return operation
     _, operation = await open_for_reading(location, settings)

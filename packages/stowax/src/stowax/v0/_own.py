@@ -17,8 +17,8 @@ from stowax._operation import EngineTask
 from stowax._operation_path import OperationPath
 from stowax._runtime import drive
 from stowax.errors import CheckpointNotFoundError, InvalidLayoutError
+from stowax.v0._checkpoint_args import get_registered_args_cls
 from stowax.v0._handler import DeferredPathAsyncCheckpointHandler
-from stowax.v0.checkpoint_args import get_registered_args_cls
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -45,7 +45,7 @@ class OwnHandler(DeferredPathAsyncCheckpointHandler):
 
     def save(self, directory: Any, *args: Any, **kwargs: Any) -> None:
         """Writes an item into a directory as it is, without a draft."""
-        given = _arguments(get_registered_args_cls(self)[0], args, kwargs)
+        given = _arguments(self, 0, args, kwargs)
 
         async def work() -> None:
             await (await self._begin_alone(directory, given))
@@ -56,12 +56,12 @@ class OwnHandler(DeferredPathAsyncCheckpointHandler):
         self, directory: Any, *args: Any, **kwargs: Any
     ) -> Sequence[Any] | None:
         """The same in the background; returns a future."""
-        given = _arguments(get_registered_args_cls(self)[0], args, kwargs)
+        given = _arguments(self, 0, args, kwargs)
         return [(await self._begin_alone(directory, given)).future]
 
     def restore(self, directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Reads the item of a directory."""
-        given = _arguments(get_registered_args_cls(self)[1], args, kwargs)
+        given = _arguments(self, 1, args, kwargs)
         settings = current_settings()
 
         async def work() -> Any:
@@ -132,9 +132,22 @@ async def or_not_found(rest: Awaitable[Any]) -> Any:
 
 def _is_ours(cls: type, name: str) -> bool:
     owner = next(each for each in cls.__mro__ if name in vars(each))
-    return owner.__module__.partition(".")[0] == _PACKAGE
+    return _is_of_package(owner)
 
 
-def _arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _arguments(
+    handler: OwnHandler, which: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """What one of our methods was given, in the class of arguments that is ours.
+
+    One that a user derives may have been registered with others.
+    """
     given = kwargs.pop("args", None)
-    return cls(*args, **kwargs) if given is None else given
+    if given is not None:
+        return given
+    ours = next(cls for cls in type(handler).__mro__ if _is_of_package(cls))
+    return get_registered_args_cls(ours)[which](*args, **kwargs)
+
+
+def _is_of_package(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == _PACKAGE

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from stowax._formats._orbax_json import PROTO_DOCUMENT
 from stowax._handlers._proto import ProtoHandler
 from stowax._operation_path import OperationPath
-from stowax.v0._own import OwnHandler
-from stowax.v0.checkpoint_args import CheckpointArgs, register_with_handler
+from stowax.v0._checkpoint_args import CheckpointArgs, register_with_handler
+from stowax.v0._own import OwnHandler, or_not_found
 from stowax.v0.options import MultiprocessingOptions
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class ProtoCheckpointHandler(OwnHandler):
         self, directory: OperationPath, args: Any
     ) -> Awaitable[Any]:
         """See `OwnHandler`."""
-        return await self._handler.load(directory, args.item)
+        return or_not_found(await self._handler.load(directory, args.item))
 
     async def async_save(
         self,

@@ -21,6 +21,7 @@ from stowax.v0._array_handler import (
     ArrayRestoreArgs,
     ArraySaveArgs,
 )
+from stowax.v0._checkpoint_args import CheckpointArgs, register_with_handler
 from stowax.v0._json_handler import (
     JsonCheckpointHandler,
     JsonRestoreArgs,
@@ -32,7 +33,6 @@ from stowax.v0._tree_handler import (
     PyTreeRestoreArgs,
     PyTreeSaveArgs,
 )
-from stowax.v0.checkpoint_args import CheckpointArgs, register_with_handler
 
 NumpyRandomKeyType: TypeAlias = tuple[Any, ...] | dict[str, Any]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,9 +194,17 @@ class SingleDeviceShardingMetadata(ShardingMetadata):
 
 def describe_sharding(sharding: Any) -> ShardingMetadata | None:
     """The description of a sharding; None of one of a kind that is not recorded."""
-    document = _sharding.describe(sharding)
+    return recorded_sharding(_sharding.describe(sharding))
+
+
+def recorded_sharding(document: Mapping[str, Any] | None) -> ShardingMetadata | None:
+    """The description that a checkpoint has, whether this run has the devices or not.
+
+    Args:
+        document: As it is recorded; None: it is not.
+    """
     if document is None:
         return None
     if document["sharding_type"] == "NamedSharding":
-        return NamedShardingMetadata.from_deserialized_dict(document)
-    return SingleDeviceShardingMetadata.from_deserialized_dict(document)
+        return NamedShardingMetadata.from_deserialized_dict(dict(document))
+    return SingleDeviceShardingMetadata.from_deserialized_dict(dict(document))

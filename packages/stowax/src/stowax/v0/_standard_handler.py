@@ -14,6 +14,7 @@ from stowax._operation_path import OperationPath
 from stowax.errors import InvalidArgumentError, TreeError, UnsupportedLeafError
 from stowax.options import PyTreeMetadataOptions
 from stowax.tree import PLACEHOLDER
+from stowax.v0._checkpoint_args import CheckpointArgs, register_with_handler
 from stowax.v0._leaf_metadata import Metadata
 from stowax.v0._own import OwnHandler
 from stowax.v0._restore_args import STANDARD_ARRAY_TYPES
@@ -26,7 +27,6 @@ from stowax.v0._tree_handler import (
     refuse_metadata,
 )
 from stowax.v0._tree_metadata import TreeMetadata
-from stowax.v0.checkpoint_args import CheckpointArgs, register_with_handler
 from stowax.v0.options import MultiprocessingOptions
 
 _MULTIPROCESSING = MultiprocessingOptions()

@@ -25,6 +25,7 @@ from stowax._leaves._abstract import (
     is_array_like,
 )
 from stowax._leaves._jax_array import is_key
+from stowax._uncollected import uncollected
 from stowax.errors import InvalidArgumentError, TreeMismatchError
 from stowax.tree import PLACEHOLDER
 from stowax.v0._arguments import ArrayRestoreArgs, RestoreArgs
@@ -60,6 +61,7 @@ class Restoration:
     """Makes the result of what has been loaded."""
 
 
+@uncollected()
 def plan_restore(
     item: Any, restore_args: Any, stored: Any, *, is_partial: bool = False
 ) -> Restoration:
@@ -101,6 +103,7 @@ def plan_restore(
     return _restoration(wanted, asked, is_partial=is_partial)
 
 
+@uncollected()
 def plan_selection(
     stored: Any, chosen: Mapping[Texts, RestoreArgs | None]
 ) -> Restoration:

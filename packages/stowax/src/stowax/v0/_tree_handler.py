@@ -9,7 +9,7 @@ from typing import Any
 
 from stowax._custom_metadata import json_value
 from stowax._formats._base import ITEM_DOCUMENT, TreeItem
-from stowax._formats._orbax_json import decode_json
+from stowax._formats._orbax_json import PYTREE_TYPESTR, decode_json
 from stowax._formats._stowax import read_document
 from stowax._handlers._tree import begin_load, begin_save
 from stowax._item_layout import Beside
@@ -25,12 +25,13 @@ from stowax.errors import (
     UnsupportedOptionError,
 )
 from stowax.options import PyTreeMetadataOptions
+from stowax.v0._checkpoint_args import CheckpointArgs, register_with_handler
+from stowax.v0._handler_types import register_handler_type
 from stowax.v0._own import OwnHandler
 from stowax.v0._save_args import leaf_storage
 from stowax.v0._targets import Restoration, plan_restore
 from stowax.v0._transformed import plan_transformed
 from stowax.v0._tree_metadata import TreeMetadata, shown_tree
-from stowax.v0.checkpoint_args import CheckpointArgs, register_with_handler
 from stowax.v0.options import MemoryLimitOptions, MultiprocessingOptions
 
 _AS_USUAL: Any = None
@@ -161,20 +162,17 @@ class PyTreeCheckpointHandler(OwnHandler):
 
     async def tell(self, directory: OperationPath) -> TreeMetadata:
         """See `OwnHandler`."""
-        item = await self.open(directory)
-        custom = item.custom_metadata
-        if ITEM_DOCUMENT in item.documents:
-            path = join(item.path, ITEM_DOCUMENT)
-            operation = directory.operation
-            reading = read_document(
-                operation.store,
-                path,
-                item.documents[ITEM_DOCUMENT],
-                operation.settings.verify,
-            )
-            document = decode_json(await operation.submit(reading), path=path)
-            custom = document.get("custom_metadata")
-        return TreeMetadata(tree=shown_tree(item), custom_metadata=custom)
+        item, operation = await self.open(directory), directory.operation
+        path = join(item.path, ITEM_DOCUMENT)
+        expected = item.documents.get(ITEM_DOCUMENT)
+        verify = operation.settings.verify
+        reading = read_document(operation.store, path, expected, verify)
+        document = decode_json(await operation.submit(reading), path=path)
+        return TreeMetadata(
+            tree=shown_tree(item),
+            custom_metadata=document.get("custom_metadata"),
+            use_zarr3=bool(document.get("use_zarr3")),
+        )
 
     async def open(self, directory: OperationPath) -> TreeItem:
         """Opens what is restored.
@@ -245,6 +243,10 @@ class PyTreeCheckpointHandler(OwnHandler):
             pins_transfers=self._pins_transfers,
             is_first=self._is_first or saving.is_first,
         )
+
+
+# A checkpoint of the newer API names its own handler.
+register_handler_type(PyTreeCheckpointHandler, PYTREE_TYPESTR)
 
 
 @register_with_handler(PyTreeCheckpointHandler, for_save=True)

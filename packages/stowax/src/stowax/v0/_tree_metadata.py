@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.tree_util as jtu
 from etils import epath
 
+from stowax._codecs._zarr import dtype_from_name
 from stowax._formats._base import TreeItem
 from stowax._item_target import metadata_leaf
 from stowax._keypath import unflatten
+from stowax._manifest import LeafForm
 from stowax._settings import LoadSettings
-from stowax.v0._leaf_metadata import leaf_metadata
+from stowax.v0._leaf_metadata import ArrayMetadata, ScalarMetadata, leaf_metadata
+from stowax.v0._sharding_metadata import recorded_sharding
 
 
 @jtu.register_pytree_with_keys_class
@@ -151,7 +154,16 @@ def shown_tree(item: TreeItem) -> Any:
     """The tree of what is shown of every leaf of an item."""
     directory = epath.Path(item.path)
     leaves = [
-        leaf_metadata(metadata_leaf(form, LoadSettings()), name, directory)
-        for _, name, form in item.manifest.leaves
+        _shown_leaf(form, name, directory) for _, name, form in item.manifest.leaves
     ]
     return unflatten(item.manifest.root, leaves)
+
+
+def _shown_leaf(form: LeafForm, name: str, directory: epath.Path) -> Any:
+    shown = leaf_metadata(metadata_leaf(form, LoadSettings()), name, directory)
+    if isinstance(shown, ScalarMetadata) and form.dtype is not None:
+        return replace(shown, dtype=dtype_from_name(form.dtype))
+    if isinstance(shown, ArrayMetadata) and form.sharding is not None:
+        # Also where this run lacks the devices: it is told, and cannot be had.
+        return replace(shown, sharding=recorded_sharding(form.sharding))
+    return shown

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from stowax.errors import HandlerNotFoundError, InvalidArgumentError
-from stowax.v0._handler_types import register_handler_type
+from stowax._public import claim as _claim
+from stowax.v0._checkpoint_args import CheckpointArgs as CheckpointArgs
+from stowax.v0._checkpoint_args import (
+    get_registered_args_cls as get_registered_args_cls,
+)
+from stowax.v0._checkpoint_args import (
+    get_registered_handler_cls as get_registered_handler_cls,
+)
+from stowax.v0._checkpoint_args import has_registered_args as has_registered_args
+from stowax.v0._checkpoint_args import register_with_handler as register_with_handler
 
 __all__ = [
     "CheckpointArgs",
@@ -18,149 +21,4 @@ __all__ = [
     "register_with_handler",
 ]
 
-_ArgsT = TypeVar("_ArgsT", bound="CheckpointArgs")
-
-
-@dataclass
-class CheckpointArgs:
-    """What a handler is given: one class for its saves and one for its restores.
-
-    Example:
-        >>> import dataclasses
-        >>> from stowax import v0 as ocp
-        >>> class WordsHandler(ocp.CheckpointHandler):
-        ...     def save(self, directory, args):
-        ...         (directory / "words.txt").write_text(" ".join(args.item))
-        ...
-        ...     def restore(self, directory, args=None):
-        ...         return (directory / "words.txt").read_text().split()
-        >>> @ocp.args.register_with_handler(
-        ...     WordsHandler, for_save=True, for_restore=True
-        ... )
-        ... @dataclasses.dataclass
-        ... class Words(ocp.args.CheckpointArgs):
-        ...     item: list | None = None
-        >>> path = getfixture("tmp_path") / "checkpoint"
-        >>> with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        ...     args = ocp.args.Composite(words=Words(["a", "b"]))
-        ...     checkpointer.save(path, args)
-        ...     checkpointer.restore(path, ocp.args.Composite(words=Words())).words
-        ['a', 'b']
-    """
-
-
-_SAVES: dict[type[CheckpointArgs], Any] = {}
-_RESTORES: dict[type[CheckpointArgs], Any] = {}
-
-
-def register_with_handler(
-    handler_cls: Any, for_save: bool = False, for_restore: bool = False
-) -> Callable[[type[_ArgsT]], type[_ArgsT]]:
-    """Says, as a decorator of arguments, which handler takes them.
-
-    Args:
-        handler_cls: The class of the handler.
-        for_save: Whether its saves take them.
-        for_restore: Whether its restores take them; at least one of both.
-
-    Raises:
-        ValueError: Neither is true.
-        TypeError: The class is none of arguments.
-
-    Example:
-        See `CheckpointArgs`.
-
-        >>> from stowax import v0 as ocp
-        >>> ocp.args.has_registered_args(ocp.JsonCheckpointHandler)
-        True
-    """
-    if not for_save and not for_restore:
-        raise InvalidArgumentError(
-            "`for_save` and `for_restore` are both False; say what the arguments are "
-            "for"
-        )
-
-    def register(cls: type[_ArgsT]) -> type[_ArgsT]:
-        if not issubclass(cls, CheckpointArgs):
-            raise InvalidArgumentError(
-                f"{cls!r} is no class of arguments; derive it from `CheckpointArgs`"
-            )
-        if for_save:
-            _SAVES[cls] = handler_cls
-        if for_restore:
-            _RESTORES[cls] = handler_cls
-        register_handler_type(handler_cls)
-        return cls
-
-    return register
-
-
-def get_registered_handler_cls(arg: Any) -> Any:
-    """The class of the handler that takes arguments, an instance or a class of them.
-
-    Raises:
-        TypeError: They are no arguments.
-        ValueError: No handler takes them.
-
-    Example:
-        >>> from stowax import v0 as ocp
-        >>> ocp.args.get_registered_handler_cls(ocp.args.JsonRestore).__name__
-        'JsonCheckpointHandler'
-    """
-    cls = arg if inspect.isclass(arg) else type(arg)
-    if not issubclass(cls, CheckpointArgs):
-        raise InvalidArgumentError(
-            f"{arg!r:.80} is no `CheckpointArgs`; give what `ocp.args` has, or a class "
-            "of your own that derives from it"
-        )
-    for known in (_SAVES, _RESTORES):
-        if cls in known:
-            return known[cls]
-    raise HandlerNotFoundError(
-        f"no handler takes {cls.__qualname__}; say which with "
-        "`ocp.args.register_with_handler`"
-    )
-
-
-def get_registered_args_cls(
-    handler: Any,
-) -> tuple[type[CheckpointArgs], type[CheckpointArgs]]:
-    """The arguments of a handler, a class or an instance: for saves, for restores.
-
-    Raises:
-        ValueError: It has none for one of them.
-
-    Example:
-        >>> from stowax import v0 as ocp
-        >>> saves, restores = ocp.args.get_registered_args_cls(
-        ...     ocp.JsonCheckpointHandler
-        ... )
-        >>> saves is ocp.args.JsonSave, restores is ocp.args.JsonRestore
-        (True, True)
-    """
-    cls = handler if inspect.isclass(handler) else type(handler)
-    found: list[type[CheckpointArgs]] = []
-    for known, verb in ((_SAVES, "save"), (_RESTORES, "restore")):
-        args = next((args for args, taker in known.items() if taker is cls), None)
-        if args is None:
-            raise HandlerNotFoundError(
-                f"{cls.__qualname__} has no arguments to {verb} with; register some "
-                "with `ocp.args.register_with_handler`"
-            )
-        found.append(args)
-    return found[0], found[1]
-
-
-def has_registered_args(handler: Any) -> bool:
-    """Whether a handler, a class or an instance, has arguments for both.
-
-    Example:
-        >>> from stowax import v0 as ocp
-        >>> ocp.args.has_registered_args(object())
-        False
-    """
-    try:
-        get_registered_args_cls(handler)
-    except HandlerNotFoundError:
-        return False
-    return True
+_claim(globals())
