@@ -19,6 +19,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*lose values"),
     # What Orbax refuses leaves them behind; that we leave none is seen elsewhere.
     pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited"),
+    # It closes its loop while reads of TensorStore are under way that have to tell it.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 LIBRARIES = {"orbax": orbax, "stowax": v0}
