@@ -75,6 +75,30 @@ def test_with_arguments(tmp_path):
         assert checkpointer.restore(tmp_path / "c").words == ["d"]
 
 
+def test_the_least_of_a_handler(tmp_path):
+    """Two methods are enough, also for one with arguments."""
+
+    class Handler:
+        def save(self, directory, args):
+            (directory / "number").write_text(str(args.item))
+
+        def restore(self, directory, args=None):
+            return int((directory / "number").read_text())
+
+    @v0.args.register_with_handler(Handler, for_save=True, for_restore=True)
+    @dataclasses.dataclass
+    class Number(v0.args.CheckpointArgs):
+        item: int = 0
+
+    with v0.Checkpointer(v0.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(tmp_path / "c", v0.args.Composite(n=Number(3)))
+        found = checkpointer.metadata(tmp_path / "c")
+
+        assert checkpointer.restore(tmp_path / "c").n == 3
+    assert found.item_metadata.n is None
+    assert found.item_handlers["n"] == f"{__name__}.{Handler.__qualname__}"
+
+
 def test_without_arguments_among_others(tmp_path):
     """In a composite it is named with its item."""
     handler = v0.CompositeCheckpointHandler("state", text=TextHandler())

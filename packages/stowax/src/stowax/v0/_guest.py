@@ -57,6 +57,8 @@ async def tell(handler: Any, operation: Operation, directory: str) -> Any:
     try:
         if takes_part(handler, "metadata", "tell"):
             return await handler.tell(OperationPath(operation, directory))
+        if not hasattr(handler, "metadata"):
+            return None
         async with guest_directory(operation, directory) as local:
             with outside_loop():
                 return handler.metadata(local)
