@@ -131,7 +131,9 @@ class CompositeCheckpointHandler(OwnHandler):
         begun: list[Awaitable[None]] = []
         try:
             for name, saver in self.savers(args, in_background=True).items():
-                place = directory / name
+                # A place of its own, which is made for whoever awaits it.
+                location = (directory / name).location
+                place = OperationPath(directory.operation, location)
                 with noting(f"while saving the item {name!r}"):
                     begun.append(await saver.save(place, args[name]))
         except BaseException:  # An interrupt too; raised again.
