@@ -104,6 +104,31 @@ def test_guests_within(tmp_path):
     assert guest.closed == 1
 
 
+def test_guests_deep_within(tmp_path):
+    """In a checkpointer they finish their items however deep these are."""
+    inner = v0.CompositeCheckpointHandler(guest=CountHandler())
+    checkpointer = v0.Checkpointer(v0.CompositeCheckpointHandler(inner=inner))
+
+    args = v0.args.Composite(inner=v0.args.Composite(guest=Count(3)))
+    checkpointer.save(tmp_path / "c", args)
+
+    assert (tmp_path / "c" / "inner" / "guest" / "last").exists()
+    assert stowax.verify(tmp_path / "c").unvouched == ()
+
+
+def test_items_within_any_store():
+    """Where no guest has anything to finish, the store need not be a directory."""
+    handler = v0.CompositeCheckpointHandler(inner=v0.CompositeCheckpointHandler())
+    file = stowax.options.FileOptions(store=stowax.testing.MemoryStore())
+    args = v0.args.Composite(inner=v0.args.Composite(x=v0.args.JsonSave({"a": 1})))
+    asked = v0.args.Composite(inner=v0.args.Composite(x=v0.args.JsonRestore()))
+
+    with stowax.Context(file=file), v0.Checkpointer(handler) as checkpointer:
+        checkpointer.save("/runs/c", args)
+
+        assert checkpointer.restore("/runs/c", asked).inner.x == {"a": 1}
+
+
 def test_closed_once():
     """A handler of several items is closed once."""
     guest = CountHandler()

@@ -210,12 +210,13 @@ class CompositeCheckpointHandler(OwnHandler):
 
     def finalize(self, directory: Any) -> None:
         """Lets guests finish their items; in a checkpointer that is done already."""
-        for name, handler in self._handlers.known().items():
-            if not (directory / name).exists():
-                continue
-            saver = saver_of(handler, in_background=True)
-            if isinstance(saver, FinalizingHandler):
+        for name, handler in self._finalizing().items():
+            if (directory / name).exists():
                 handler.finalize(directory / name)
+
+    def has_to_finalize(self) -> bool:
+        """See `OwnHandler`."""
+        return bool(self._finalizing())
 
     def close(self) -> None:
         """Closes the handlers of all items."""
@@ -238,6 +239,17 @@ class CompositeCheckpointHandler(OwnHandler):
     def restore(self, directory: Any, args: Any = None) -> Any:
         """Reads the items below a directory: those that are asked for, or all."""
         return super().restore(directory, args=args or CompositeArgs())
+
+    def _finalizing(self) -> dict[str, Any]:
+        """The handlers that have something to finish."""
+        return {
+            name: handler
+            for name, handler in self._handlers.known().items()
+            if isinstance(
+                saver := saver_of(handler, in_background=True), FinalizingHandler
+            )
+            and saver.has_to_finalize()
+        }
 
     def _all(self, opened: OpenItems) -> dict[str, Any]:
         """Arguments that ask for nothing in particular, for every item that is there.
