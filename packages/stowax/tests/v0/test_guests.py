@@ -60,6 +60,23 @@ def test_without_arguments(tmp_path):
     assert found.item_metadata is None
 
 
+def test_arguments_of_others(tmp_path):
+    """One without arguments of its own is given an object of any class as `args`."""
+
+    class Handler(TextHandler):
+        def save(self, directory, args):
+            super().save(directory, args.item)
+
+        def restore(self, directory, args=None):
+            return super().restore(directory), args.item
+
+    with v0.Checkpointer(Handler()) as checkpointer:
+        checkpointer.save(tmp_path / "c", args=v0.args.JsonSave("one"))
+        restored = checkpointer.restore(tmp_path / "c", args=v0.args.JsonRestore("x"))
+
+    assert restored == ("one.", "x")
+
+
 def test_with_arguments(tmp_path):
     """It is given an object of its class, alone and among other items."""
     with v0.Checkpointer(WordsHandler()) as checkpointer:
