@@ -166,7 +166,7 @@ async def finalize_items(operation: Operation, handlers: Mapping[str, Any]) -> N
         HandlerError: A guest has something to finish, and the store is no directory.
     """
     for name, handler in sorted(handlers.items()):
-        if not isinstance(handler, FinalizingHandler):
+        if not isinstance(handler, FinalizingHandler) or not handler.has_to_finalize():
             continue
         directory = operation.directory_of(name)
         if not operation.store.has_directories:

@@ -251,6 +251,9 @@ def test_standard_target_of_another_tree(tmp_path):
         checkpointer.save(tmp_path / "c", {"w": jnp.ones(2)})
         with pytest.raises(TreeMismatchError, match="v"):
             checkpointer.restore(tmp_path / "c", {"v": jnp.ones(2)})
+        target = {"v": jax.ShapeDtypeStruct((2,), jnp.float32)}
+        with pytest.raises(TreeMismatchError, match="v"):
+            checkpointer.restore(tmp_path / "c", target)
         with pytest.raises(TreeError, match="w"):
             checkpointer.restore(tmp_path / "c", {"w": jnp.ones(3)})
 

@@ -60,6 +60,23 @@ def test_without_arguments(tmp_path):
     assert found.item_metadata is None
 
 
+def test_arguments_of_others(tmp_path):
+    """One without arguments of its own is given an object of any class as `args`."""
+
+    class Handler(TextHandler):
+        def save(self, directory, args):
+            super().save(directory, args.item)
+
+        def restore(self, directory, args=None):
+            return super().restore(directory), args.item
+
+    with v0.Checkpointer(Handler()) as checkpointer:
+        checkpointer.save(tmp_path / "c", args=v0.args.JsonSave("one"))
+        restored = checkpointer.restore(tmp_path / "c", args=v0.args.JsonRestore("x"))
+
+    assert restored == ("one.", "x")
+
+
 def test_with_arguments(tmp_path):
     """It is given an object of its class, alone and among other items."""
     with v0.Checkpointer(WordsHandler()) as checkpointer:
@@ -73,6 +90,30 @@ def test_with_arguments(tmp_path):
         checkpointer.save(tmp_path / "c", v0.args.Composite(words=Words(["d"])))
 
         assert checkpointer.restore(tmp_path / "c").words == ["d"]
+
+
+def test_the_least_of_a_handler(tmp_path):
+    """Two methods are enough, also for one with arguments."""
+
+    class Handler:
+        def save(self, directory, args):
+            (directory / "number").write_text(str(args.item))
+
+        def restore(self, directory, args=None):
+            return int((directory / "number").read_text())
+
+    @v0.args.register_with_handler(Handler, for_save=True, for_restore=True)
+    @dataclasses.dataclass
+    class Number(v0.args.CheckpointArgs):
+        item: int = 0
+
+    with v0.Checkpointer(v0.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(tmp_path / "c", v0.args.Composite(n=Number(3)))
+        found = checkpointer.metadata(tmp_path / "c")
+
+        assert checkpointer.restore(tmp_path / "c").n == 3
+    assert found.item_metadata.n is None
+    assert found.item_handlers["n"] == f"{__name__}.{Handler.__qualname__}"
 
 
 def test_without_arguments_among_others(tmp_path):

@@ -195,6 +195,10 @@ class NeedsTarget:
 class FinalizingHandler:
     """Marks the handlers of guests that finish an item once all of it is written."""
 
+    def has_to_finalize(self) -> bool:
+        """Whether there is anything to finish; asked when all of it is written."""
+        return True
+
     async def finalize_item(self, directory: epath.Path) -> None:
         """Runs in the primary process, before the item is sealed; may block."""
         raise NotImplementedError  # Every final class has its own.

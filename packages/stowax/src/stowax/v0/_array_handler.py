@@ -14,11 +14,8 @@ from stowax.errors import UnsupportedLeafError
 from stowax.v0._arguments import RestoreArgs, SaveArgs
 from stowax.v0._checkpoint_args import CheckpointArgs, register_with_handler
 from stowax.v0._own import OwnHandler
-from stowax.v0._tree_handler import (
-    PyTreeCheckpointHandler,
-    PyTreeRestoreArgs,
-    PyTreeSaveArgs,
-)
+from stowax.v0._tree_args import PyTreeRestoreArgs, PyTreeSaveArgs
+from stowax.v0._tree_handler import PyTreeCheckpointHandler
 
 ArrayType: TypeAlias = int | float | np.number | np.ndarray | jax.Array
 

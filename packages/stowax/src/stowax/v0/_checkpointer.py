@@ -1,8 +1,7 @@
-"""The checkpointers of the older API: one handler, saved and restored as a whole."""
+"""The checkpointer of the older API: saves and restores by a handler."""
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Mapping
 from dataclasses import replace
 from types import TracebackType
@@ -21,6 +20,7 @@ from stowax._settings import Settings, check_supported
 from stowax._staged_save import StagedSave
 from stowax._tasks import noting
 from stowax.errors import CheckpointExistsError, InvalidArgumentError
+from stowax.v0._abstract_checkpointer import AbstractCheckpointer
 from stowax.v0._checkpoint_args import (
     CheckpointArgs,
     check_verb,
@@ -35,7 +35,6 @@ from stowax.v0._metadata_store import RootWriter, read_root_by
 from stowax.v0._opened import open_item, open_items
 from stowax.v0._settings import settings_of
 from stowax.v0._step_metadata import StepMetadata, step_metadata
-from stowax.v0._tree_handler import PyTreeCheckpointHandler
 from stowax.v0.options import AtomicityOptions, FileOptions, MultiprocessingOptions
 
 _MULTIPROCESSING = MultiprocessingOptions()
@@ -45,35 +44,6 @@ _WORDS = {
     "`result()` on what `save_async` returned": "`wait_until_finished()`",
 }
 """What other doors propose, and what is meant by it here."""
-
-
-class AbstractCheckpointer(abc.ABC):
-    """Saves and restores, all or nothing.
-
-    Example:
-        >>> from stowax import v0 as ocp
-        >>> issubclass(ocp.StandardCheckpointer, ocp.AbstractCheckpointer)
-        True
-    """
-
-    @abc.abstractmethod
-    def save(self, directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Saves an item to a path."""
-
-    @abc.abstractmethod
-    def restore(self, directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """Restores the item of a path."""
-
-    def structure(self, directory: Any) -> Any | None:
-        """Nothing; `metadata` tells what is known."""
-        del directory
-
-    def metadata(self, directory: Any) -> Any | None:
-        """What the item of a path looks like."""
-        del directory
-
-    def close(self) -> None:  # noqa: B027 most checkpointers have nothing to close
-        """Lets go what it holds."""
 
 
 class Checkpointer(AbstractCheckpointer):
@@ -332,41 +302,6 @@ class Checkpointer(AbstractCheckpointer):
             for theirs, ours in _WORDS.items():
                 message = message.replace(theirs, ours)
             raise type(error)(message) from error
-
-
-class PyTreeCheckpointer(Checkpointer):
-    """A `Checkpointer` of trees.
-
-    Args:
-        primary_host: See `MultiprocessingOptions`.
-        use_ocdbt: See `PyTreeCheckpointHandler`.
-        use_zarr3: See `PyTreeCheckpointHandler`.
-        use_compression: See `PyTreeCheckpointHandler`.
-
-    Example:
-        >>> from stowax import v0 as ocp
-        >>> path = getfixture("tmp_path") / "checkpoint"
-        >>> with ocp.PyTreeCheckpointer() as checkpointer:
-        ...     checkpointer.save(path, {"step": 7})
-        ...     checkpointer.restore(path)
-        {'step': 7}
-    """
-
-    def __init__(
-        self,
-        primary_host: int | None = 0,
-        use_ocdbt: bool = True,
-        use_zarr3: bool = False,
-        use_compression: bool = True,
-    ) -> None:
-        super().__init__(
-            PyTreeCheckpointHandler(
-                use_ocdbt=use_ocdbt,
-                use_zarr3=use_zarr3,
-                use_compression=use_compression,
-            ),
-            multiprocessing_options=MultiprocessingOptions(primary_host=primary_host),
-        )
 
 
 def construct_checkpoint_args(

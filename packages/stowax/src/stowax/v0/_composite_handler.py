@@ -17,18 +17,15 @@ from stowax.v0._checkpoint_args import (
     CheckpointArgs,
     check_verb,
     get_registered_args_cls,
-    get_registered_handler_cls,
-    has_registered_args,
     register_with_handler,
 )
 from stowax.v0._composite import Composite
 from stowax.v0._guest import begin_restore, saver_of
 from stowax.v0._handler_registry import (
     CheckpointHandlerRegistry,
-    DefaultCheckpointHandlerRegistry,
 )
 from stowax.v0._handler_types import handler_type, typestr_of
-from stowax.v0._legacy import with_arguments
+from stowax.v0._item_handlers import ItemHandlers
 from stowax.v0._opened import OpenItems, open_items
 from stowax.v0._own import OwnHandler
 from stowax.v0._step_metadata import StepMetadata
@@ -111,21 +108,7 @@ class CompositeCheckpointHandler(OwnHandler):
                 "the registry"
             )
         self._options = composite_options
-        self._registry = DefaultCheckpointHandlerRegistry(handler_registry)
-        self._waiting: set[str] | None = None
-        """Items that there may be and that have no handler yet; None: any."""
-        if item_names or items_and_handlers:
-            self._waiting = set(item_names) - {*items_and_handlers}
-            for name, handler in items_and_handlers.items():
-                if handler is None:
-                    self._waiting.add(name)
-                    continue
-                self._add(
-                    name,
-                    handler
-                    if has_registered_args(handler)
-                    else with_arguments(handler),
-                )
+        self._handlers = ItemHandlers(handler_registry, item_names, items_and_handlers)
 
     def savers(self, args: Mapping[str, Any], *, in_background: bool) -> dict[str, Any]:
         """Who saves each item.
@@ -138,66 +121,19 @@ class CompositeCheckpointHandler(OwnHandler):
             check_verb(each, for_save=True)
         return {
             name: saver_of(
-                self.handler_of(name, args[name]), in_background=in_background
+                self._handlers.of(name, args[name]), in_background=in_background
             )
             for name in sorted(args)
         }
-
-    def handler_of(self, name: str, args: Any) -> Any:
-        """The handler of an item, now and from now on.
-
-        Args:
-            name: The item.
-            args: Its arguments; None: there is a handler already.
-
-        Raises:
-            HandlerError: It has none, or one that takes other arguments.
-        """
-        known = self.known()
-        if args is None:
-            if known.get(name) is None:
-                raise HandlerNotFoundError(
-                    f"the item {name!r} is given None, and has no handler yet; give "
-                    "its arguments, such as `ocp.args.StandardSave(tree)`"
-                )
-            return known[name]
-        if self._registry.has(name, args):
-            return self._registry.get(name, args)
-        if self._registry.has(None, args):
-            handler = self._registry.get(None, args)
-            self._registry.add(name, args, handler)
-            return handler
-        handler_cls = get_registered_handler_cls(args)
-        if known.get(name) is not None:
-            raise HandlerError(
-                f"the item {name!r} has the handler {typestr_of(known[name])}, which "
-                f"takes no {type(args).__qualname__}; give arguments that it takes, or "
-                "make another CompositeCheckpointHandler"
-            )
-        if self._waiting is not None:
-            if name not in self._waiting:
-                raise HandlerError(
-                    f"the item {name!r} is none of those that this "
-                    "CompositeCheckpointHandler was made for, "
-                    f"{sorted([*known, *self._waiting])}"
-                )
-            self._waiting.remove(name)
-        handler = handler_cls()
-        self._add(name, handler)
-        return handler
-
-    def known(self) -> dict[str, Any]:
-        """The items with a handler, or that may have one, and the handlers."""
-        entries = self._registry.get_all_entries()
-        found = {name: handler for (name, _), handler in entries.items() if name}
-        return dict.fromkeys(self._waiting or ()) | found
 
     async def begin_save(self, directory: OperationPath, args: Any) -> Awaitable[None]:
         """See `OwnHandler`; for one that is used alone, or as an item."""
         begun: list[Awaitable[None]] = []
         try:
             for name, saver in self.savers(args, in_background=True).items():
-                place = directory / name
+                # A place of its own, which is made for whoever awaits it.
+                location = (directory / name).location
+                place = OperationPath(directory.operation, location)
                 with noting(f"while saving the item {name!r}"):
                     begun.append(await saver.save(place, args[name]))
         except BaseException:  # An interrupt too; raised again.
@@ -232,7 +168,7 @@ class CompositeCheckpointHandler(OwnHandler):
         try:
             for name in sorted(asked):
                 place = opened.directory_of(name)
-                handler = self.handler_of(name, asked[name])
+                handler = self._handlers.of(name, asked[name])
                 with noting(f"while restoring the item {name!r}"):
                     begun[name] = await begin_restore(
                         handler, opened.operation, place, asked[name]
@@ -254,7 +190,7 @@ class CompositeCheckpointHandler(OwnHandler):
 
     async def describe(self, opened: OpenItems) -> StepMetadata:
         """The same of a checkpoint that is open."""
-        known = self.known()
+        known = self._handlers.known()
         found, recorded = opened.step_metadata(), opened.typestrs
         handlers: dict[str, str | None] = dict(recorded)
         told: dict[str, Any] = {}
@@ -274,18 +210,19 @@ class CompositeCheckpointHandler(OwnHandler):
 
     def finalize(self, directory: Any) -> None:
         """Lets guests finish their items; in a checkpointer that is done already."""
-        for name, handler in self.known().items():
-            if handler is None or not (directory / name).exists():
-                continue
-            saver = saver_of(handler, in_background=True)
-            if isinstance(saver, FinalizingHandler):
+        for name, handler in self._finalizing().items():
+            if (directory / name).exists():
                 handler.finalize(directory / name)
+
+    def has_to_finalize(self) -> bool:
+        """See `OwnHandler`."""
+        return bool(self._finalizing())
 
     def close(self) -> None:
         """Closes the handlers of all items."""
         closed: list[Any] = []
-        for handler in self.known().values():
-            if handler is None or any(handler is each for each in closed):
+        for handler in self._handlers.known().values():
+            if any(handler is each for each in closed):
                 continue
             closed.append(handler)
             if (close := getattr(handler, "close", None)) is not None:
@@ -303,10 +240,16 @@ class CompositeCheckpointHandler(OwnHandler):
         """Reads the items below a directory: those that are asked for, or all."""
         return super().restore(directory, args=args or CompositeArgs())
 
-    def _add(self, name: str, handler: Any) -> None:
-        for args in dict.fromkeys(get_registered_args_cls(handler)):
-            if not self._registry.has(name, args):
-                self._registry.add(name, args, handler)
+    def _finalizing(self) -> dict[str, Any]:
+        """The handlers that have something to finish."""
+        return {
+            name: handler
+            for name, handler in self._handlers.known().items()
+            if isinstance(
+                saver := saver_of(handler, in_background=True), FinalizingHandler
+            )
+            and saver.has_to_finalize()
+        }
 
     def _all(self, opened: OpenItems) -> dict[str, Any]:
         """Arguments that ask for nothing in particular, for every item that is there.
@@ -315,7 +258,7 @@ class CompositeCheckpointHandler(OwnHandler):
             HandlerNotFoundError: Nobody knows the handler of an item.
             HandlerError: It has to be told what to restore.
         """
-        known = self.known()
+        known = self._handlers.known()
         asked: dict[str, Any] = {}
         for name in opened.names:
             handler = known.get(name) or handler_type(opened.typestrs.get(name))

@@ -57,6 +57,8 @@ async def tell(handler: Any, operation: Operation, directory: str) -> Any:
     try:
         if takes_part(handler, "metadata", "tell"):
             return await handler.tell(OperationPath(operation, directory))
+        if not hasattr(handler, "metadata"):
+            return None
         async with guest_directory(operation, directory) as local:
             with outside_loop():
                 return handler.metadata(local)
@@ -64,8 +66,8 @@ async def tell(handler: Any, operation: Operation, directory: str) -> Any:
         return None
 
 
-class _OwnSaver:
-    """A handler of ours."""
+class _OwnSaver(FinalizingHandler):
+    """A handler of ours, which may have guests inside."""
 
     def __init__(self, handler: Any) -> None:
         self._handler = handler
@@ -73,6 +75,13 @@ class _OwnSaver:
 
     async def save(self, directory: OperationPath, args: Any) -> Awaitable[None]:
         return await self._handler.begin_save(directory, args)
+
+    def has_to_finalize(self) -> bool:
+        return self._handler.has_to_finalize()
+
+    async def finalize_item(self, directory: epath.Path) -> None:
+        with outside_loop():
+            self._handler.finalize(directory)
 
 
 class _Guest:

@@ -85,6 +85,10 @@ class OwnHandler(DeferredPathAsyncCheckpointHandler):
     def finalize(self, directory: Any) -> None:
         """Does nothing: an item is whole when it is written."""
 
+    def has_to_finalize(self) -> bool:
+        """Whether `finalize` does anything."""
+        return False
+
     def close(self) -> None:
         """Does nothing: there is nothing to let go."""
 

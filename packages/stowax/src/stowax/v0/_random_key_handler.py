@@ -28,11 +28,8 @@ from stowax.v0._json_handler import (
     JsonSaveArgs,
 )
 from stowax.v0._own import OwnHandler
-from stowax.v0._tree_handler import (
-    PyTreeCheckpointHandler,
-    PyTreeRestoreArgs,
-    PyTreeSaveArgs,
-)
+from stowax.v0._tree_args import PyTreeRestoreArgs, PyTreeSaveArgs
+from stowax.v0._tree_handler import PyTreeCheckpointHandler
 
 NumpyRandomKeyType: TypeAlias = tuple[Any, ...] | dict[str, Any]
 

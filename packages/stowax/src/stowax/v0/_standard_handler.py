@@ -19,13 +19,13 @@ from stowax.v0._leaf_metadata import Metadata
 from stowax.v0._own import OwnHandler
 from stowax.v0._restore_args import STANDARD_ARRAY_TYPES
 from stowax.v0._standard_target import standard_restore_args
-from stowax.v0._tree_handler import (
-    PyTreeCheckpointHandler,
+from stowax.v0._tree_args import (
     PyTreeRestoreArgs,
     PyTreeSaveArgs,
     plain,
     refuse_metadata,
 )
+from stowax.v0._tree_handler import PyTreeCheckpointHandler
 from stowax.v0._tree_metadata import TreeMetadata
 from stowax.v0.options import MultiprocessingOptions
 

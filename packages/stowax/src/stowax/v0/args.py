@@ -18,8 +18,8 @@ from stowax.v0._random_key_handler import (
 from stowax.v0._random_key_handler import NumpyRandomKeySaveArgs as NumpyRandomKeySave
 from stowax.v0._standard_handler import StandardRestoreArgs as StandardRestore
 from stowax.v0._standard_handler import StandardSaveArgs as StandardSave
-from stowax.v0._tree_handler import PyTreeRestoreArgs as PyTreeRestore
-from stowax.v0._tree_handler import PyTreeSaveArgs as PyTreeSave
+from stowax.v0._tree_args import PyTreeRestoreArgs as PyTreeRestore
+from stowax.v0._tree_args import PyTreeSaveArgs as PyTreeSave
 from stowax.v0.checkpoint_args import CheckpointArgs as CheckpointArgs
 from stowax.v0.checkpoint_args import (
     get_registered_args_cls as get_registered_args_cls,

@@ -50,9 +50,9 @@ from stowax.v0._standard_handler import (
 )
 from stowax.v0._standard_handler import StandardRestoreArgs as StandardRestoreArgs
 from stowax.v0._standard_handler import StandardSaveArgs as StandardSaveArgs
+from stowax.v0._tree_args import PyTreeRestoreArgs as PyTreeRestoreArgs
+from stowax.v0._tree_args import PyTreeSaveArgs as PyTreeSaveArgs
 from stowax.v0._tree_handler import PyTreeCheckpointHandler as PyTreeCheckpointHandler
-from stowax.v0._tree_handler import PyTreeRestoreArgs as PyTreeRestoreArgs
-from stowax.v0._tree_handler import PyTreeSaveArgs as PyTreeSaveArgs
 
 __all__ = [
     "ArrayCheckpointHandler",
