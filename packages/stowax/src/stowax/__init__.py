@@ -10,6 +10,7 @@ background; from one process or many; onto any mesh.  The names are those of Orb
     metadata, checkpointables_metadata           what is stored, without loading it
     preview_load, load_leaf                      what a load would do; one leaf alone
     verify                                       whether every byte is as it was saved
+    partial                                      checkpoints that grow, or are changed
     Context, options                             how all of these behave
     training.Checkpointer                        the steps of a training run
     events                                       what operations do, while they do it
