@@ -424,3 +424,16 @@ def test_every_golden_case_of_the_older_api_is_there():
     there = {path.name for path in Path(GOLDEN).glob("v0_*")}
 
     assert there == {name for name in [*DIRECT, *COMPOSITE] if name.startswith("v0_")}
+
+
+def test_what_is_there_and_cannot_be_read(tmp_path):
+    """It is no checkpoint that is not found: nobody may start from scratch over it."""
+    path = tmp_path / "c"
+    orbax.PyTreeCheckpointer().save(path, {"a": np.arange(3)})
+    document = path / "_METADATA"
+    document.write_text(document.read_text().replace("np.ndarray", "weird"))
+
+    for library in (orbax, v0):
+        with pytest.raises(ValueError, match="weird") as caught:
+            library.PyTreeCheckpointer().restore(path)
+        assert not isinstance(caught.value, FileNotFoundError)

@@ -244,6 +244,27 @@ def test_part_of_it(path):
 
 
 @pytest.mark.parametrize(
+    ("item", "name"),
+    [
+        ({"w": {"x": {"y": np.zeros(2)}}}, "w.x.y"),
+        ({"pair": np.zeros(2)}, "pair"),
+        ({"pair": {"x": np.zeros(2)}, "w": 0}, None),
+        ({"pair": [np.zeros(2)], "w": 0}, "pair.0"),
+    ],
+    ids=str,
+)
+def test_something_else_in_its_place(path, item, name):
+    """What a partial restore does not find is new only if nothing else is there."""
+    if name is None:
+        assert Ours.restore(path, item, is_partial=True).keys() == item.keys()
+        return
+    with pytest.raises(TreeMismatchError, match=name):
+        Ours.restore(path, item, is_partial=True)
+    with pytest.raises((TypeError, ValueError)):
+        Theirs.restore(path, item, is_partial=True)
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         {},

@@ -778,6 +778,31 @@ class TestSeveralPrograms:
         with stowax.Context(file=FileOptions(store=store)):
             assert stowax.load("/c") == {"x": 1}
 
+    def test_another_session_that_begins_meanwhile(self):
+        """What was saved to no checkpoint is not united with one that has appeared."""
+        store, runtime = MemoryStore(), Runtime()
+
+        class Busy(RecordingStore):
+            async def write(self, path, pieces, **given):
+                if path.endswith("/_CHECKPOINT_METADATA"):
+                    await asyncio.to_thread(save_as_another)
+                await super().write(path, pieces, **given)
+
+        def save_as_another():
+            with stowax.Context(runtime=runtime, file=FileOptions(store=store)):
+                stowax.save("/c", {"x": 1}, overwrite=True)
+                partial.save("/c", {"x": 2}, replace=True)
+
+        with (
+            stowax.Context(file=FileOptions(store=Busy(store))),
+            pytest.raises(CheckpointExistsError),
+        ):
+            partial.save("/c", {"a": 2})
+        runtime.close()
+        with stowax.Context(file=FileOptions(store=store)):
+            partial.finalize("/c")
+            assert stowax.load("/c") == {"x": 2}
+
     def test_a_save_whose_draft_is_taken_away(self):
         """It fails, and does not say that it has saved what is gone."""
 

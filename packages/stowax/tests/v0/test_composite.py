@@ -168,9 +168,27 @@ def test_entries_of_a_registry():
 
 
 def test_none_for_an_item(tmp_path):
-    """None stands for the arguments of an item whose handler is known."""
+    """None stands for the arguments of a restore where the handler is known."""
+    checkpointer = checkpointer_of()
+    with pytest.raises(ValueError, match="'config' is given None"):
+        checkpointer.save(tmp_path / "c", Composite(config=None))
+    checkpointer.save(tmp_path / "c", both())
+
+    restored = checkpointer.restore(tmp_path / "c", Composite(config=None))
+    assert restored["config"] == {"depth": 3}
     with pytest.raises(HandlerNotFoundError, match="'config'"):
-        checkpointer_of().save(tmp_path / "c", Composite(config=None))
+        checkpointer_of().restore(tmp_path / "c", Composite(config=None))
+
+
+def test_what_one_handler_saved(tmp_path):
+    """It has no items, and is not taken for a composite without any."""
+    v0.PyTreeCheckpointer().save(tmp_path / "one", {"a": 1})
+    checkpointer_of().save(tmp_path / "several", both())
+
+    for path in (tmp_path / "one", tmp_path / "several" / "state"):
+        for call in (checkpointer_of().restore, checkpointer_of().metadata):
+            with pytest.raises(ValueError, match="saved by one handler"):
+                call(path)
 
 
 def test_arguments_of_the_other_verb(tmp_path):

@@ -117,8 +117,13 @@ class CompositeCheckpointHandler(OwnHandler):
             args: The arguments of each.
             in_background: Whether handlers may leave work to futures.
         """
-        for each in args.values():
+        for name, each in args.items():
             check_verb(each, for_save=True)
+            if each is None:
+                raise InvalidArgumentError(
+                    f"the item {name!r} is given None; give what is to be saved, such "
+                    "as `ocp.args.StandardSave(tree)`"
+                )
         return {
             name: saver_of(
                 self._handlers.of(name, args[name]), in_background=in_background
@@ -169,9 +174,12 @@ class CompositeCheckpointHandler(OwnHandler):
             for name in sorted(asked):
                 place = opened.directory_of(name)
                 handler = self._handlers.of(name, asked[name])
+                item_args = asked[name]
+                if item_args is None:
+                    item_args = _nothing_in_particular(name, handler)
                 with noting(f"while restoring the item {name!r}"):
                     begun[name] = await begin_restore(
-                        handler, opened.operation, place, asked[name]
+                        handler, opened.operation, place, item_args
                     )
         except BaseException:  # An interrupt too; raised again.
             for rest in begun.values():
@@ -268,15 +276,24 @@ class CompositeCheckpointHandler(OwnHandler):
                     f"{opened.typestrs.get(name)!r}; give its arguments, or a "
                     "`handler_registry` with its handler"
                 )
-            cls = get_registered_args_cls(handler)[1]
-            try:
-                asked[name] = cls()
-            except TypeError as error:
-                raise HandlerError(
-                    f"the item {name!r} has to be told what to restore ({error}); give "
-                    f"a {cls.__qualname__} for it"
-                ) from error
+            asked[name] = _nothing_in_particular(name, handler)
         return asked
+
+
+def _nothing_in_particular(name: str, handler: Any) -> CheckpointArgs:
+    """Arguments for the restore of an item that say nothing.
+
+    Raises:
+        HandlerError: It has to be told what to restore.
+    """
+    cls = get_registered_args_cls(handler)[1]
+    try:
+        return cls()
+    except TypeError as error:
+        raise HandlerError(
+            f"the item {name!r} has to be told what to restore ({error}); give a "
+            f"{cls.__qualname__} for it"
+        ) from error
 
 
 @register_with_handler(CompositeCheckpointHandler, for_save=True, for_restore=True)

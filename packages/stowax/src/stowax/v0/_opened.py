@@ -61,9 +61,16 @@ async def open_items(location: Any, settings: Settings) -> OpenItems:
 
     Raises:
         CheckpointNotFoundError: Nothing is there.
-        InvalidLayoutError: It is no checkpoint.
+        InvalidLayoutError: It is no checkpoint, or has one item that lies at the path
+            itself.
     """
     checkpoint, operation = await open_for_reading(absolute(location), settings)
+    if "" in checkpoint.items:
+        raise InvalidLayoutError(
+            f"{checkpoint.path} has no items by name: it was saved by one handler, or "
+            "is itself an item. Restore it by a Checkpointer with that handler, such "
+            "as `PyTreeCheckpointer()`"
+        )
     return await OpenItems.of(operation, checkpoint)
 
 

@@ -79,7 +79,8 @@ def plan_restore(
 
     Raises:
         TreeMismatchError: Lists the leaves that have no `RestoreArgs`, or those that
-            are strict and do not have the stored shape.
+            are strict and do not have the stored shape; or, of a partial restore, those
+            in whose place something else is stored.
         InvalidArgumentError: Something else stands in the place of `RestoreArgs`.
     """
     if item is None and restore_args is None:
@@ -91,6 +92,8 @@ def plan_restore(
         wanted = flatten(item)
         shape_of = _by_texts(wanted)
     stored_by_texts = _by_texts(stored_flat)
+    if is_partial:
+        _check_places(wanted, stored_flat)
     args = arguments_of(wanted, restore_args)
     asked: list[_Asked] = []
     for texts in map(texts_of, wanted.paths):
@@ -164,6 +167,47 @@ def arguments_of(wanted: FlatTree, restore_args: Any) -> dict[Texts, RestoreArgs
             names,
         )
     return found
+
+
+def _check_places(wanted: FlatTree, stored: FlatTree) -> None:
+    """Refuses leaves that are not stored because something else is in their place.
+
+    Taken for new ones, they would keep what the item has for them.
+
+    Raises:
+        TreeMismatchError: Lists them.
+    """
+    leaves = set(map(texts_of, stored.paths))
+    containers: dict[Texts, bool] = {}
+    """Every stored container with children, and whether these have names."""
+    for path in stored.paths:
+        for depth, key in enumerate(path):
+            containers[texts_of(path[:depth])] = key.is_named
+    problems: list[str] = []
+    for path in wanted.paths:
+        texts = texts_of(path)
+        if texts in leaves:
+            continue
+        name = shown_name(path) or "<root>"
+        if texts in containers:
+            problems.append(f"{name}: asked a leaf, stored a container")
+        for depth, key in enumerate(path):
+            above = texts[:depth]
+            shown = shown_name(path[:depth]) or "<root>"
+            if above in leaves:
+                problems.append(f"{name}: stored a leaf {shown!r}, above it")
+            elif containers.get(above, key.is_named) != key.is_named:
+                kinds = "sequence", "mapping"
+                stored_as = kinds[containers[above]]
+                problems.append(f"{name}: stored a {stored_as} {shown!r}, above it")
+    if problems:
+        raise TreeMismatchError(
+            f"{len(problems)} of {len(wanted.paths)} leaves have something else stored "
+            "in their place:\n  "
+            + "\n  ".join(problems)
+            + "\nGive the item the stored structure, as `metadata` shows it.",
+            problems,
+        )
 
 
 class _Asked(NamedTuple):

@@ -177,12 +177,16 @@ class PyTreeCheckpointHandler(OwnHandler):
 
         Raises:
             CheckpointNotFoundError: There is no tree.
+            InvalidLayoutError: There is one that cannot be read here.
         """
         operation, location = directory.operation, directory.location
         opening = open_item(operation, location, operation.settings.loading)
         try:
             return await operation.submit(opening)
         except InvalidLayoutError as error:
+            document = operation.store.stat(join(location, ITEM_DOCUMENT))
+            if await operation.submit(document) is not None:
+                raise  # It is there, and cannot be read.
             # Where there is no tree, callers of this API expect the other class.
             raise CheckpointNotFoundError(str(error)) from error
 
