@@ -910,6 +910,15 @@ def test_the_end_of_a_session_that_is_missing(place):
     partial.finalize(path)
     assert names(store, place.directory) == ["checkpoint"]
 
+    stowax.delete(path)
+    with stowax.Context(file=FileOptions(store=Dying(store))):
+        partial.save(path, {"a": 1})
+        with pytest.raises(OSError, match="died"):
+            partial.finalize(path)
+    stowax.delete(path)  # With what the session was.
+    assert names(store, place.directory) == []
+    stowax.save(path, {"a": 1})
+
     with stowax.Context(file=FileOptions(store=Dying(store))):
         partial.save(path, {"a": 2}, replace=True)
         with pytest.raises(OSError, match="died"):

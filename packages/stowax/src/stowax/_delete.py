@@ -30,7 +30,8 @@ from stowax._remove_item import check_removable, remove_item
 from stowax._response import AsyncResponse, respond
 from stowax._runtime import Runtime
 from stowax._save_names import check_name
-from stowax._session_records import is_of_session
+from stowax._session import end_session, open_session
+from stowax._session_records import FINALIZED, is_of_session, session_of
 from stowax._settings import check_supported
 from stowax._staged_save import in_progress, reservation_of
 from stowax._stores._base import Store, join, resolve
@@ -39,6 +40,7 @@ from stowax.errors import (
     CorruptCheckpointError,
     InvalidLayoutError,
     NothingToDeleteError,
+    StowaxError,
 )
 
 
@@ -227,6 +229,19 @@ async def _is_session(store: Store, path: str) -> bool:
     return all(is_of_session(each.name) for each in entries if each.is_directory)
 
 
+async def _end_session_of(store: Store, path: str) -> None:
+    """Ends the session that has become a checkpoint, if a crash has left it.
+
+    Without the checkpoint nobody would know, and it could be finalized again.
+    """
+    if await store.stat(join(session_of(path), FINALIZED)) is None:
+        return
+    with contextlib.suppress(StowaxError):  # Damage is no reason not to delete.
+        session = await open_session(store, path, verify=False)
+        if session.is_over:
+            await end_session(store, session)
+
+
 async def _holds(operation: Operation, name: str, *, missing_ok: bool) -> bool:
     """Whether the checkpoint has an item that can be removed."""
     checkpoint = await open_checkpoint(
@@ -249,6 +264,7 @@ async def _remove_together(
 
     async def take_away() -> bytes:
         if name is None:
+            await _end_session_of(operation.store, operation.directory)
             await remove(operation.store, operation.directory)
         else:
             await remove_item(operation.store, operation.directory, name)
