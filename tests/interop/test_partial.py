@@ -18,6 +18,7 @@ from sample_trees import bits, differences, mesh
 import stowax
 from stowax._session_records import session_of
 from stowax.errors import (
+    CorruptCheckpointError,
     InvalidLayoutError,
     KeyPathCollisionError,
     NoChecksumsError,
@@ -283,6 +284,17 @@ def test_a_stray_file_in_an_update_of_orbax(tmp_path):
     (first / "state" / ".DS_Store").unlink()
     stowax.partial.finalize(path)
     assert stowax.load(path).keys() == {"a", "b"}
+
+
+def test_an_update_of_orbax_without_its_root(tmp_path):
+    """Without the document that names its items, it is damaged, and not empty."""
+    path = tmp_path / "checkpoint"
+    v1.partial.save(path, {"a": np.arange(3)})
+    (document,) = tmp_path.rglob("_CHECKPOINT_METADATA")
+    document.unlink()
+
+    with pytest.raises(CorruptCheckpointError, match="_CHECKPOINT_METADATA is missing"):
+        stowax.partial.finalize(path)
 
 
 def test_names_that_collide_over_libraries(tmp_path):
