@@ -170,7 +170,7 @@ def test_deadline(tmp_path):
     checkpointer = v0.AsyncCheckpointer(handler, timeout_secs=1)
     checkpointer.save(tmp_path / "c", "text")
     try:
-        with pytest.raises(DeadlineError):
+        with pytest.raises(DeadlineError, match="while writing the item;"):
             checkpointer.wait_until_finished()
     finally:
         handler.may_go_on.set()
