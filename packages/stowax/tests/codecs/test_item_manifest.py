@@ -192,6 +192,7 @@ def test_every_damaged_byte_is_found(data, decode):
     [
         {"leaves": []},
         {"leaves": [{"kind": "unheard of"}]},
+        {"leaves": [{"kind": "placeholder"}]},
         {"leaves": [{"kind": "scalar", "shape": [-1]}]},
         {"leaves": [{"kind": "scalar", "shape": [3], "chunk": [0]}]},
         {"leaves": [{"kind": "scalar", "shape": [3], "chunk": []}]},
