@@ -18,7 +18,7 @@ def steps(tmp_path):
 
     Without `_8`, where Orbax fails.
     """
-    for name in (*STEPS, *DRAFTS, *OTHERS[:-1]):
+    for name in (*STEPS, *DRAFTS, *OTHERS[:-1], "x.orbax-checkpoint-tmp-1_9"):
         (tmp_path / name).mkdir()
     (tmp_path / "77").write_text("no directory")
     return tmp_path

@@ -157,18 +157,33 @@ class Failing(v0.CheckpointHandler):
         """Fails."""
 
 
+@v0.args.register_with_handler(Failing, for_save=True, for_restore=True)
+class FailingArgs(v0.args.CheckpointArgs):
+    """Its arguments."""
+
+
 @pytest.mark.parametrize("kind", [v0.Checkpointer, v0.AsyncCheckpointer])
 def test_a_single_item_has_no_name(tmp_path, kind):
     """What lies at the path itself is called the item."""
 
     def save():
         with kind(Failing()) as checkpointer:
-            checkpointer.save(tmp_path / "c", 3)
+            checkpointer.save(tmp_path / "c", FailingArgs())
 
     message, _ = said(RuntimeError, save)
 
     assert "the item" in message
     assert "''" not in message
+    assert is_ours(message)
+
+
+def test_an_item_that_fails_in_the_background(tmp_path):
+    """One of several is called an item too, by its name."""
+    with v0.AsyncCheckpointer(v0.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(tmp_path / "c", v0.args.Composite(state=FailingArgs()))
+        message, _ = said(RuntimeError, checkpointer.wait_until_finished)
+
+    assert "the item 'state'" in message
     assert is_ours(message)
 
 
