@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as v0
 import pytest
 from golden_cases import compare, load_case
 from jax.sharding import NamedSharding
@@ -269,6 +270,18 @@ def test_arrays_without_a_database(tmp_path):
     with context, pytest.raises(InvalidLayoutError, match="without OCDBT"):
         stowax.partial.save(path, {"x": 1}, replace=True)
     assert stowax.load(path)["w"].tolist() == [1, 1, 1]
+
+
+def test_placeholders_in_place(tmp_path):
+    """A checkpoint with leaves that have no value is not changed; the error says so."""
+    path = tmp_path / "checkpoint"
+    with v0.Checkpointer(v0.CompositeCheckpointHandler()) as checkpointer:
+        args = v0.args.Composite(state=v0.args.PyTreeSave({"a": ..., "w": np.ones(3)}))
+        checkpointer.save(path, args=args)
+
+    with pytest.raises(InvalidLayoutError, match=r"leaf 'a' .* is a placeholder"):
+        stowax.partial.save(path, {"x": 1}, replace=True)
+    assert stowax.load(path)["a"] is ...
 
 
 def test_a_stray_file_in_an_update_of_orbax(tmp_path):

@@ -18,6 +18,7 @@ from sample_trees import differences
 
 import stowax
 from stowax import v0
+from stowax.errors import TreeMismatchError
 from stowax.v0._handler_types import handler_type
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -135,6 +136,48 @@ def test_standard_target(tmp_path, pair):
     assert restored["w"].dtype == jnp.bfloat16
     assert restored["n"].dtype == np.float32
     assert differences(tree, as_saved) == []
+
+
+@pytest.mark.parametrize("use_ocdbt", [False, True])
+def test_placeholders_of_orbax(tmp_path, use_ocdbt):
+    """What Orbax saved as `...` is that for us, whoever asks and however."""
+    path = tmp_path / "c"
+    tree = {"w": np.ones(2), "n": {"x": [..., 2]}}
+    with orbax.PyTreeCheckpointer(use_ocdbt=use_ocdbt) as checkpointer:
+        checkpointer.save(path, tree)
+        assert differences(tree, checkpointer.restore(path)) == []
+    like = {"w": np.zeros(2), "n": {"x": [1, 1]}}
+
+    checkpointer = v0.PyTreeCheckpointer()
+    told = checkpointer.metadata(path).item_metadata.tree
+    args = v0.checkpoint_utils.construct_restore_args(told)
+    original = {"new": v0.Transform(original_key="n/x/0")}
+
+    assert told["n"]["x"][0] is ...
+    assert differences(tree, checkpointer.restore(path)) == []
+    assert differences(tree, checkpointer.restore(path, like)) == []
+    assert differences(tree, checkpointer.restore(path, restore_args=args)) == []
+    assert checkpointer.restore(path, {"new": 1}, transforms=original) == {"new": ...}
+    assert differences(tree, v0.StandardCheckpointer().restore(path)) == []
+
+
+def test_value_for_a_placeholder(tmp_path):
+    """Who asks for a value where none is stored is told so."""
+    with orbax.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "c", {"a": ..., "b": 1})
+    asked = {"a": np.ndarray, "b": int}
+    args = {key: v0.RestoreArgs(restore_type=cls) for key, cls in asked.items()}
+
+    with pytest.raises(TreeMismatchError, match=r"a: asked .*, stored placeholder"):
+        v0.PyTreeCheckpointer().restore(tmp_path / "c", restore_args=args)
+
+
+def test_tree_of_nothing_but_placeholders(tmp_path):
+    """It has no array to open."""
+    with orbax.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "c", {"a": ...})
+
+    assert v0.PyTreeCheckpointer().restore(tmp_path / "c") == {"a": ...}
 
 
 @pytest.mark.parametrize("loader", LIBRARIES)

@@ -8,6 +8,7 @@ Orbax alone.
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,64 @@ def test_what_stowax_saved(expected, client, tmp_path):
     assert run(client, "save", "stowax", path) == saved
     assert run(client, "load", "stowax", path) == loaded
     assert run(client, "load", "orbax", path) == loaded
+
+
+PAGE = FOLDER.parents[2] / "docs" / "how-to" / "moving-from-orbax.md"
+
+IDENTITY = """
+import importlib, pkgutil, sys
+import stowax.v0 as ours
+from stowax.v0.options import AtomicityMode as mode
+
+public = [
+    name for _, name, _ in pkgutil.walk_packages(ours.__path__, "stowax.v0.")
+    if "._" not in name
+]
+assert len(public) > 10, public
+before = {name: sys.modules[name] for name in public}
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint.options import AtomicityMode
+import orbax.checkpoint.utils
+from orbax.checkpoint import args
+
+assert AtomicityMode is mode
+assert ocp is ours and args is ours.args
+for name in public:
+    theirs = name.replace("stowax.v0", "orbax.checkpoint", 1)
+    assert importlib.import_module(theirs) is before[name], name
+    place = ocp
+    for part in name.split(".")[2:]:
+        place = getattr(place, part)
+    assert place is before[name], name
+assert not [
+    name for name, module in sys.modules.items()
+    if "/orbax/checkpoint/" in (getattr(module, "__file__", None) or "")
+]
+"""
+
+
+def page_recipe():
+    """What the documentation says to do, without the program that comes then."""
+    blocks = re.findall(r"```python no-run\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "sys.modules" in block]
+    return block.partition("from flax")[0]
+
+
+def clients_recipe():
+    """What the clients of this test do."""
+    return "from interop.clients.__main__ import replace\nreplace()\n"
+
+
+@pytest.mark.parametrize("recipe", [page_recipe, clients_recipe])
+def test_a_module_is_one_module(recipe):
+    """A module of ours is the same by both names, and is never made twice."""
+    done = subprocess.run(
+        [sys.executable, "-c", recipe() + IDENTITY],
+        cwd=FOLDER.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+    assert done.returncode == 0, done.stderr[-4000:]

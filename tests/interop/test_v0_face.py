@@ -49,7 +49,7 @@ ELSEWHERE = {
     "pathways": "not supported",
     "serialization": "a part of the peer's own save or restore",
     "step": "comes with the checkpoint manager",
-    "test_utils": "tests of the peer's own; ours are in `stowax.testing`",
+    "test_utils": "tests of the peer's own, but for `erase_and_create_empty`",
     "v1": "the newer API is `stowax` itself",
 }
 """Modules of the peer that are not held against ours, with what there is instead."""
@@ -64,11 +64,7 @@ PENDING = {
     "checkpoint_utils.get_snapshot_dir_from_step_dir": _MANAGER,
     "checkpoint_utils.wait_for_new_checkpoint": _MANAGER,
     "metadata.RootMetadata": _MANAGER,
-    "utils.any_checkpoint_step": _MANAGER,
-    "utils.checkpoint_steps": _MANAGER,
-    "utils.checkpoint_steps_paths": _MANAGER,
     "utils.get_save_directory": _MANAGER,
-    "utils.step_from_checkpoint_name": _MANAGER,
     "utils.tmp_checkpoints": _MANAGER,
     "utils.fully_replicated_host_local_array_to_global_array": "arrays of `jax.pmap`",
 }

@@ -10,7 +10,14 @@ import asyncio
 import json
 import pathlib
 import posixpath
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +70,11 @@ class RootFacts:
     """A guest that writes the metadata at the root; None: nobody but us."""
 
 
+def what(name: str) -> str:
+    """A checkpointable in messages; one that is alone at the root has no name."""
+    return f"the checkpointable {name!r}" if name else "the item"
+
+
 async def finish_items(
     operation: Operation, work: Mapping[str, Awaitable[None]]
 ) -> bytes:
@@ -78,14 +90,14 @@ async def finish_items(
     waiting, unfinished = dict(work), dict.fromkeys(work)
 
     async def finish(name: str) -> None:
-        with noting(f"while writing the checkpointable {name!r}"):
+        with noting(f"while writing {what(name)}"):
             await _finish_one(operation, name, waiting.pop(name))
         del unfinished[name]
         if unfinished:
-            operation.phase = f"writing {', '.join(unfinished)}"
+            operation.phase = _writing(unfinished)
 
     if unfinished:
-        operation.phase = f"writing {', '.join(unfinished)}"
+        operation.phase = _writing(unfinished)
     try:
         await finish_all(finish(name) for name in work)
     finally:
@@ -93,6 +105,10 @@ async def finish_items(
         for awaitable in waiting.values():
             drop(awaitable)
     return told_parts(operation)
+
+
+def _writing(names: Iterable[str]) -> str:
+    return f"writing {', '.join(name or 'the item' for name in names)}"
 
 
 async def _finish_one(
@@ -171,11 +187,12 @@ async def finalize_items(operation: Operation, handlers: Mapping[str, Any]) -> N
         directory = operation.directory_of(name)
         if not operation.store.has_directories:
             raise HandlerError(
-                f"the handler of {name!r} has a `finalize`, which needs the files of "
-                f"all processes in a directory; {operation.store.description} has none"
+                f"the handler of {what(name)} has a `finalize`, which needs the files "
+                "of all processes in a directory; "
+                f"{operation.store.description} has none"
             )
         operation.phase = f"finalizing {name or 'the item'}"
-        with noting(f"while finalizing the checkpointable {name!r}"):
+        with noting(f"while finalizing {what(name)}"):
             local = OperationPath(operation, directory).path
             await operation.run_guest(handler.finalize_item(local))
         await _sync_guest_files(operation, directory)

@@ -31,7 +31,7 @@ from stowax._engine_read import ChunkSource
 from stowax._formats._base import ArraySource, Arrived, ReadRequest
 from stowax._keypath import array_prefix
 from stowax._loop import on_worker
-from stowax._manifest import LeafEntry, Manifest
+from stowax._manifest import NO_ARRAY_KINDS, LeafEntry, Manifest
 from stowax._stores._base import Store, join, no_file, read_bytes
 from stowax._tasks import run_all
 from stowax._uncollected import uncollected
@@ -137,7 +137,7 @@ async def open_database(
     version: ZarrVersion = 3 if use_zarr3 else 2
     keys = [
         None
-        if leaf.form.kind == "string"
+        if leaf.form.kind in NO_ARRAY_KINDS
         else array_prefix(leaf.name) + DOCUMENT_NAMES[version]
         for leaf in manifest.leaves
     ]

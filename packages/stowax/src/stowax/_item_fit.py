@@ -32,7 +32,7 @@ from stowax._keypath import KeyPath, at_leaf, shown_name
 from stowax._leaves._abstract import ArrayMetadata, NumpyMetadata, asked_layout
 from stowax._leaves._base import UnlikeError, Wanted
 from stowax._leaves._registry import Leaves, kind_of_target
-from stowax._manifest import TEXT_KINDS, LeafForm
+from stowax._manifest import NO_ARRAY_KINDS, LeafForm
 from stowax._mapped import CAN_MAP
 from stowax._plan._index import View
 from stowax._plan._rows import Cause, LeafPreview, Outcome
@@ -319,7 +319,7 @@ def _sliced(form: LeafForm, view: View) -> LeafForm:
 
 def _is_of_one_kind(form: LeafForm, wanted: Wanted) -> bool:
     """Whether one can become the other at all."""
-    has_text = form.kind in TEXT_KINDS or wanted.kind in TEXT_KINDS
+    has_text = form.kind in NO_ARRAY_KINDS or wanted.kind in NO_ARRAY_KINDS
     if has_text and form.kind != wanted.kind:
         return False
     if wanted.kind == "bytes" and (form.dtype, len(form.shape)) != ("uint8", 1):

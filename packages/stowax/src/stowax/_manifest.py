@@ -14,14 +14,17 @@ import numpy as np
 
 from stowax._keypath import KeyPath, Node
 
-LeafKind = Literal["jax.Array", "np.ndarray", "scalar", "string", "integer", "bytes"]
+StoredKind = Literal["jax.Array", "np.ndarray", "scalar", "string", "integer", "bytes"]
 """What a leaf was when it was saved: words of the documents of Orbax, and two of ours.
 
 An `integer` is one beyond 64 bits, and `bytes` are stored as an array of `uint8`.
 """
 
-TEXT_KINDS = ("string", "integer")
-"""Kinds of which the text is all there is; all others have an array."""
+LeafKind = StoredKind | Literal["placeholder"]
+"""The same, and what only Orbax saves: `...`, which has no value."""
+
+NO_ARRAY_KINDS = ("string", "integer", "placeholder")
+"""Kinds of which the text, if any, is all there is; all others have an array."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from stowax._commit import abandon, begin, commit, conclude
-from stowax._composite import RootFacts, finalize_items, finish_items, seal_root
+from stowax._composite import (
+    RootFacts,
+    finalize_items,
+    finish_items,
+    seal_root,
+    what,
+)
 from stowax._formats._base import RESERVED_NAMES
 from stowax._handlers._base import check_awaitable
 from stowax._handlers._choose import typestr_of
@@ -227,11 +233,9 @@ def _stage(
             raise operation.late()
 
     for name, checkpointable in checkpointables.items():
-        operation.phase = f"staging {name}"
+        operation.phase = f"staging {name or 'the item'}"
         try:
-            with noting(
-                f"in {operation.what}, while staging the checkpointable {name!r}"
-            ):
+            with noting(f"in {operation.what}, while staging {what(name)}"):
                 drive(stage(name, checkpointable))
         except Exception as error:  # noqa: BLE001 handlers may raise anything
             return error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from stowax._array_directories import check_array_names
 from stowax._formats._orbax_strings import check_string_names
 from stowax._keypath import check_names, leaf_name, walk
-from stowax._manifest import TEXT_KINDS
+from stowax._manifest import NO_ARRAY_KINDS
 from stowax._plan._unite import Layer, UnitedTree
 from stowax._session import SavedItem
 from stowax.errors import InvalidLayoutError
@@ -21,7 +21,7 @@ def layer_of(item: SavedItem) -> Layer | None:
     kinds = [leaf.form.kind for leaf in manifest.leaves]
     return Layer(
         root=manifest.root,
-        texts=frozenset([i for i, kind in enumerate(kinds) if kind in TEXT_KINDS]),
+        texts=frozenset([i for i, kind in enumerate(kinds) if kind in NO_ARRAY_KINDS]),
         replaces=item.owner.replaces,
         is_plain=item.owner.seal is None,
     )
@@ -60,7 +60,8 @@ def check_form_is_known(item: SavedItem) -> None:
     """Refuses trees of Orbax that cannot be united with others here.
 
     Raises:
-        InvalidLayoutError: Its arrays lie in a directory each.
+        InvalidLayoutError: Its arrays lie in a directory each, or it has leaves
+            without a value.
     """
     if item.owner.seal is None and not item.use_ocdbt:
         raise InvalidLayoutError(
@@ -68,3 +69,10 @@ def check_form_is_known(item: SavedItem) -> None:
             "(without OCDBT), which cannot be changed in place; load it, and save it "
             "anew"
         )
+    for leaf in () if item.tree is None else item.tree.manifest.leaves:
+        if leaf.form.kind == "placeholder":
+            raise InvalidLayoutError(
+                f"leaf {leaf.name!r} of {item.directory} is a placeholder of Orbax, "
+                "which has no value and cannot be saved; load the tree, leave such "
+                "leaves out, and save it anew"
+            )

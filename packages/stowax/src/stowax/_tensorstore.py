@@ -25,7 +25,7 @@ from stowax._codecs._zarr_read import Describer
 from stowax._formats._base import Arrived, ReadRequest
 from stowax._keypath import array_prefix
 from stowax._loop import on_worker
-from stowax._manifest import LeafEntry
+from stowax._manifest import NO_ARRAY_KINDS, LeafEntry
 from stowax._stores._base import no_file
 from stowax._tasks import run_all
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
@@ -139,7 +139,7 @@ class TensorStoreSource:
 
         On a worker: to await each would cost more than to read it.
         """
-        arrays = [leaf for leaf in self._leaves if leaf.form.kind != "string"]
+        arrays = [leaf for leaf in self._leaves if leaf.form.kind not in NO_ARRAY_KINDS]
         if not arrays:
             return self._leaves
         prefixes = [self._prefix(leaf.name) for leaf in arrays]
@@ -160,7 +160,8 @@ class TensorStoreSource:
             for leaf, read in zip(arrays, reads, strict=True)
         )
         return tuple(
-            leaf if leaf.form.kind == "string" else next(found) for leaf in self._leaves
+            leaf if leaf.form.kind in NO_ARRAY_KINDS else next(found)
+            for leaf in self._leaves
         )
 
     def _with_document(

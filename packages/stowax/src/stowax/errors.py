@@ -31,7 +31,8 @@ handle the other:
     │   └── DamageError
     ├── NoChecksumsError             (ValueError)
     ├── HandlerError                 (ValueError)
-    │   └── HandlerNotFoundError     (KeyError)
+    │   ├── HandlerNotFoundError     (KeyError)
+    │   └── InvalidJsonError         (TypeError)
     ├── SaveError                    (RuntimeError)
     │   └── BackgroundSaveError
     ├── ProcessesError               (RuntimeError)
@@ -71,6 +72,7 @@ __all__ = [
     "HandlerNotFoundError",
     "HostMemoryError",
     "InvalidArgumentError",
+    "InvalidJsonError",
     "InvalidLayoutError",
     "InvalidMetadataError",
     "InvalidNameError",
@@ -250,6 +252,10 @@ class HandlerError(StowaxError, ValueError):
 
 class HandlerNotFoundError(HandlerError, KeyError):
     """No handler is registered for a name, or can save or load a checkpointable."""
+
+
+class InvalidJsonError(HandlerError, TypeError):
+    """A value that JSON cannot say; nothing was written."""
 
 
 class SaveError(StowaxError, RuntimeError):

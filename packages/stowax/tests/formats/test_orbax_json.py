@@ -337,6 +337,15 @@ def test_json_value_may_have_a_key_twice():
     assert decode_json(b'{"1": 2, "1": 3}', path="/c/data.json") == {"1": 3}
 
 
+def test_placeholder():
+    """A leaf that was saved without a value is known as such."""
+    content = {"tree_metadata": {"('a',)": _entry("a", value_type="placeholder")}}
+
+    read = decode_documents({"_METADATA": json.dumps(content).encode()}, path="/c")
+
+    assert read.manifest.leaves[0].form == LeafForm(kind="placeholder")
+
+
 def test_unknown_kind_of_leaf_is_named():
     """A leaf of somebody's own leaf handler is no damage, but cannot be read."""
     content = {"tree_metadata": {"('a',)": _entry("a", value_type="mine.Handler")}}

@@ -164,13 +164,28 @@ def test_told_when_it_is_there(tmp_path):
     assert found == [True]
 
 
+def test_what_the_callback_raises(tmp_path, caplog):
+    """A callback that fails fails no save; it is logged."""
+
+    def fail():
+        raise RuntimeError("no messages today")
+
+    options = v0.options.AsyncOptions(post_finalization_callback=fail)
+    with v0.StandardCheckpointer(async_options=options) as checkpointer:
+        checkpointer.save(tmp_path / "c", {"x": 1})
+        checkpointer.wait_until_finished()
+
+        assert checkpointer.restore(tmp_path / "c") == {"x": 1}
+    assert "no messages today" in caplog.text
+
+
 def test_deadline(tmp_path):
     """A save that takes too long is given up."""
     handler = SlowHandler()
     checkpointer = v0.AsyncCheckpointer(handler, timeout_secs=1)
     checkpointer.save(tmp_path / "c", "text")
     try:
-        with pytest.raises(DeadlineError):
+        with pytest.raises(DeadlineError, match="while writing the item;"):
             checkpointer.wait_until_finished()
     finally:
         handler.may_go_on.set()

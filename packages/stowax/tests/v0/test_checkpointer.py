@@ -116,6 +116,35 @@ def test_nothing_is_there(tmp_path):
     assert isinstance(caught.value, FileNotFoundError)
 
 
+def test_metadata_of_what_the_handler_cannot_read(tmp_path):
+    """Of an item of another kind, or of several, all is known but the item."""
+    given = {"epoch": 3}
+    with v0.Checkpointer(v0.CompositeCheckpointHandler()) as checkpointer:
+        args = v0.args.Composite(config=v0.args.JsonSave({"depth": 3}))
+        checkpointer.save(tmp_path / "composite", args, custom_metadata=given)
+    with v0.Checkpointer(v0.JsonCheckpointHandler()) as checkpointer:
+        checkpointer.save(tmp_path / "json", {"depth": 3}, custom_metadata=given)
+
+    for path in (tmp_path / "composite", tmp_path / "json"):
+        for checkpointer in (v0.PyTreeCheckpointer(), v0.StandardCheckpointer()):
+            found = checkpointer.metadata(path)
+
+            assert found.custom_metadata == given
+            assert found.item_metadata is None
+            assert "Json" in str(found.item_handlers)
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "stowax.manifest"])
+def test_metadata_of_what_is_damaged(tmp_path, name):
+    """What has lost a document is not taken for something of another kind."""
+    with v0.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "c", {"x": np.arange(3)})
+        (tmp_path / "c" / name).unlink()
+
+        with pytest.raises(CorruptCheckpointError, match=name):
+            checkpointer.metadata(tmp_path / "c")
+
+
 def test_no_such_item(tmp_path):
     """Where a tree is asked for and JSON lies, nothing is found."""
     with v0.Checkpointer(v0.JsonCheckpointHandler("config")) as checkpointer:

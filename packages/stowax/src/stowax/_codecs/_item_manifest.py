@@ -40,7 +40,7 @@ from stowax._manifest import (
     Digest,
     LeafEntry,
     LeafForm,
-    LeafKind,
+    StoredKind,
 )
 from stowax._uncollected import uncollected
 from stowax.errors import CorruptCheckpointError
@@ -68,7 +68,7 @@ _COLUMNS = (
     ("length_bytes", "<u8"),
     ("sum_ends", "<u8"),
 )
-_KINDS = get_args(LeafKind)
+_KINDS = get_args(StoredKind)
 _INTEGER = re.compile("-?0x[0-9a-f]+")
 
 

@@ -35,7 +35,7 @@ from stowax._formats._orbax_json import (
 )
 from stowax._formats._orbax_tree_read import TreeDocuments, decode_documents
 from stowax._loop import on_worker
-from stowax._manifest import LeafEntry, Manifest
+from stowax._manifest import NO_ARRAY_KINDS, LeafEntry, Manifest
 from stowax._stores._base import Entry, Store, read_bytes
 from stowax.errors import CorruptCheckpointError, InvalidLayoutError
 
@@ -104,7 +104,9 @@ async def open_tree(
         )
 
     use_ocdbt = DATABASE in names if said.use_ocdbt is None else said.use_ocdbt
-    has_arrays = any(leaf.form.kind != "string" for leaf in said.manifest.leaves)
+    has_arrays = any(
+        leaf.form.kind not in NO_ARRAY_KINDS for leaf in said.manifest.leaves
+    )
     databases = [""]
     if not is_merged:
         databases = sorted(name for name in names if name.startswith(_OF_A_PROCESS))

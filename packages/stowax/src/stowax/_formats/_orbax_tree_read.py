@@ -52,7 +52,9 @@ _LEAF_KINDS: Mapping[str, LeafKind] = {
     "np.ndarray": "np.ndarray",
     "scalar": "scalar",
     "string": "string",
+    "placeholder": "placeholder",
 }
+_PLACEHOLDER = LeafForm(kind="placeholder")
 _PROCESS_FILE = re.compile(r"process_[0-9]+")
 
 
@@ -117,12 +119,14 @@ def decode_documents(
             raise InvalidLayoutError(
                 f"{where}: leaf {name!r} is of the kind {value_type!r}; known are "
                 f"{', '.join((*_LEAF_KINDS, *_EMPTY_KINDS))}. It was saved by a leaf "
-                "handler of its own, or is a placeholder without a value."
+                "handler of its own."
             )
         nodes.append((key_path, Node(kind="leaf", leaf=len(leaves))))
         kind = _LEAF_KINDS[value_type]
         if kind == "string":
             form = LeafForm(kind=kind, text=look_up(strings, name, path))
+        elif kind == "placeholder":
+            form = _PLACEHOLDER
         else:
             write_shape = _shape(value, "write_shape", f"{where}, leaf {name!r}")
             fact = sharding = None

@@ -38,7 +38,7 @@ from stowax._formats import _orbax_json
 from stowax._formats._base import Layout, OpenCheckpoint, TreeItem
 from stowax._loop import on_worker
 from stowax._manifest import (
-    TEXT_KINDS,
+    NO_ARRAY_KINDS,
     ChunkTable,
     Digest,
     LeafEntry,
@@ -445,7 +445,7 @@ def _stored(leaf: LeafEntry) -> _Stored:
     except ValueError as error:
         raise CorruptCheckpointError(f"leaf {leaf.name!r} has {error}") from error
     count = 0
-    if form.kind not in TEXT_KINDS:
+    if form.kind not in NO_ARRAY_KINDS:
         count = math.prod(grid_counts(form.shape, form.chunk_shape))
     # No chunk is as long as the largest number that its length is stored in.
     longest = 2**64 - 1

@@ -56,15 +56,19 @@ async def write_file(
 
 
 async def read_file(
-    operation: Operation, location: str, names: Sequence[str]
+    operation: Operation,
+    location: str,
+    names: Sequence[str],
+    *,
+    or_alone: bool = True,
 ) -> tuple[str, bytes]:
     """Reads the file of an item, verified.
 
     Args:
         operation: Under way.
         location: The item's directory.
-        names: What it may be called, in the order in which they are tried. A file that
-            is alone in the directory is taken under any name.
+        names: What it may be called, in the order in which they are tried.
+        or_alone: Whether a file that is alone in the directory is taken under any name.
 
     Returns:
         Its path, and what it holds.
@@ -79,7 +83,7 @@ async def read_file(
             return await _read(operation, path)
     entries = await operation.store.list(location)
     others = [e for e in entries if e.name != COMMIT_DOCUMENT]
-    if len(others) == 1 and not others[0].is_directory:
+    if or_alone and len(others) == 1 and not others[0].is_directory:
         return await _read(operation, join(location, others[0].name))
     found = ", ".join(entry.name for entry in entries) or "nothing"
     raise InvalidLayoutError(

@@ -17,7 +17,7 @@ from stowax._handlers._base import OwnHandler
 from stowax._handlers._file import begin, check_file_name, read_file, write_file
 from stowax._operation import Operation
 from stowax._operation_path import OperationPath
-from stowax.errors import HandlerError
+from stowax.errors import InvalidJsonError
 
 
 class JsonHandler(OwnHandler):
@@ -57,12 +57,12 @@ class JsonHandler(OwnHandler):
         """Writes the value down; returns the rest of the work.
 
         Raises:
-            HandlerError: It is no JSON value; says which part is not.
+            InvalidJsonError: It is no JSON value; says which part is not.
         """
         try:
             data = json.dumps(checkpointable).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            raise HandlerError(f"no JSON value: {error}") from error
+            raise InvalidJsonError(f"no JSON value: {error}") from error
         where = await OperationPath.of(directory, current_settings(), verb="write")
         work = write_file(where.operation, where.location, self._filename, data)
         return begin(where.operation, work, is_alone=where is not directory)

@@ -18,6 +18,7 @@ from stowax._leaves._base import LeafHandler, StandardLeaf, UnlikeError
 from stowax._leaves._bytes import BytesLeaf
 from stowax._leaves._jax_array import JaxArrayLeaf
 from stowax._leaves._numpy import NumpyLeaf
+from stowax._leaves._placeholder import PlaceholderLeaf
 from stowax._leaves._refusal import (
     check_all,
     type_name,
@@ -37,6 +38,7 @@ STANDARD: tuple[StandardLeaf, ...] = (
     # Before NumPy, to which a fixed-width scalar of bytes would be an array.
     BytesLeaf(),
     NumpyLeaf(),
+    PlaceholderLeaf(),
 )
 
 _METHODS = ("accepts", "describe", "stage", "accepts_target", "want", "place")

@@ -11,7 +11,8 @@ Orbax, and what Orbax wrote by them.
     args                                         what handlers are given
     SaveArgs, RestoreArgs, ArrayRestoreArgs      the same for single leaves
     Transform, apply_transformations             trees that have changed since the save
-    checkpoint_utils, transform_utils, utils, tree, type_handlers, metadata, options
+    checkpoint_utils, transform_utils, utils, tree, type_handlers, metadata, options,
+    test_utils
 """
 
 from stowax._uncollected import uncollected as _uncollected
@@ -30,6 +31,7 @@ with _uncollected():
     from stowax.v0 import multihost as multihost
     from stowax.v0 import options as options
     from stowax.v0 import path as path
+    from stowax.v0 import test_utils as test_utils
     from stowax.v0 import transform_utils as transform_utils
     from stowax.v0 import tree as tree
     from stowax.v0 import type_handlers as type_handlers
@@ -74,6 +76,9 @@ with _uncollected():
     from stowax.v0.transform_utils import apply_transformations as apply_transformations
     from stowax.v0.transform_utils import merge_trees as merge_trees
 
+__version__ = "0.12.8"
+"""The release of Orbax whose older API this is: programs compare it."""
+
 __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
     "AbstractCheckpointer",
     "ArrayCheckpointHandler",
@@ -113,6 +118,7 @@ __all__ = [  # noqa: RUF022 sorted as Python sorts, not by kind
     "multihost",
     "options",
     "path",
+    "test_utils",
     "transform_utils",
     "tree",
     "type_handlers",

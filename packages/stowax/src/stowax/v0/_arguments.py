@@ -72,7 +72,7 @@ class ArrayRestoreArgs(RestoreArgs):
     Args:
         restore_type: As in `RestoreArgs`.
         dtype: As in `RestoreArgs`.
-        mesh: Devices for the array. Counts where there is no `sharding`.
+        mesh: Devices for the array; with `mesh_axes` it counts before `sharding`.
         mesh_axes: How the array is laid out over them.
         sharding: A JAX sharding, one with a memory layout, or the `sharding` of a leaf
             of metadata.

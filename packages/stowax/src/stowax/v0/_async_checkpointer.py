@@ -12,7 +12,7 @@ from stowax._staged_save import StagedSave
 from stowax.errors import InvalidArgumentError
 from stowax.v0._checkpointer import Checkpointer
 from stowax.v0._settings import settings_of
-from stowax.v0._step_metadata import StepMetadata
+from stowax.v0._words import in_its_words
 from stowax.v0.options import (
     AsyncOptions,
     AtomicityOptions,
@@ -92,6 +92,7 @@ class AsyncCheckpointer(Checkpointer):
         )
         self._under_way: tuple[StagedSave, Response[None]] | None = None
 
+    @in_its_words()
     def save(
         self,
         directory: Any,
@@ -134,21 +135,19 @@ class AsyncCheckpointer(Checkpointer):
         self.wait_until_finished()
         return super().restore(directory, *args, **kwargs)
 
-    def metadata(self, directory: Any) -> StepMetadata:
-        """What is known of a checkpoint; of the one being saved, when it is there."""
-        return super().metadata(directory)
-
     def check_for_errors(self) -> None:
         """Raises what the last save has failed with, once; does not wait for it."""
         if self._under_way is not None and self._under_way[1].is_done():
             self.wait_until_finished()
 
+    @in_its_words()
     def wait_until_finished(self) -> None:
         """Waits for the save under way, and raises what it failed with, once."""
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             under_way[1].result()
 
+    @in_its_words()
     def cancel(self) -> None:
         """Ends the save under way; nothing of it is left."""
         under_way, self._under_way = self._under_way, None

@@ -19,7 +19,7 @@ from stowax._save_composite import stage_composite
 from stowax._settings import Settings, check_supported
 from stowax._staged_save import StagedSave
 from stowax._tasks import noting
-from stowax.errors import CheckpointExistsError, InvalidArgumentError
+from stowax.errors import InvalidArgumentError
 from stowax.v0._abstract_checkpointer import AbstractCheckpointer
 from stowax.v0._checkpoint_args import (
     CheckpointArgs,
@@ -33,17 +33,14 @@ from stowax.v0._guest import begin_restore, saver_of, tell
 from stowax.v0._legacy import with_arguments
 from stowax.v0._metadata_store import RootWriter, read_root_by
 from stowax.v0._opened import open_item, open_items
+from stowax.v0._own import check_kind
 from stowax.v0._settings import settings_of
 from stowax.v0._step_metadata import StepMetadata, step_metadata
+from stowax.v0._words import in_its_words
 from stowax.v0.options import AtomicityOptions, FileOptions, MultiprocessingOptions
 
 _MULTIPROCESSING = MultiprocessingOptions()
 _FILE = FileOptions()
-_WORDS = {
-    "`overwrite=True`": "`force=True`",
-    "`result()` on what `save_async` returned": "`wait_until_finished()`",
-}
-"""What other doors propose, and what is meant by it here."""
 
 
 class Checkpointer(AbstractCheckpointer):
@@ -106,6 +103,7 @@ class Checkpointer(AbstractCheckpointer):
         """The handler; one without arguments of its own, in one that has some."""
         return self._handler
 
+    @in_its_words()
     def save(
         self,
         directory: Any,
@@ -142,6 +140,7 @@ class Checkpointer(AbstractCheckpointer):
             in_background=False,
         ).finish()
 
+    @in_its_words()
     def restore(self, directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Restores the item of a path.
 
@@ -182,16 +181,24 @@ class Checkpointer(AbstractCheckpointer):
         with report.telling():
             return drive_in_time(work, settings, f"restore from {location}")
 
+    @in_its_words()
     def metadata(self, directory: Any) -> StepMetadata:
         """What is known of a checkpoint without restoring it.
 
+        Of an item that the handler does not find there, or cannot describe, nothing
+        is known.
+
         Args:
             directory: The checkpoint.
+
+        Raises:
+            CheckpointNotFoundError: Nothing is at the path.
+            CorruptCheckpointError: What is there is damaged.
         """
         location, handler = absolute(directory), self._handler
         store = self._metadata_store
 
-        async def read(settings: Settings) -> StepMetadata:
+        async def read(settings: Settings, *, asks: bool = True) -> StepMetadata:
             if isinstance(handler, CompositeCheckpointHandler):
                 opened = await open_items(location, settings)
                 if store is not None:
@@ -205,15 +212,25 @@ class Checkpointer(AbstractCheckpointer):
                 else:
                     root = read_root_by(store, path)
                 found = step_metadata(root)
-                with noting(f"while asking for the metadata of {path}"):
-                    found.item_metadata = await tell(handler, operation, path)
+                if asks:
+                    with noting(f"while asking for the metadata of {path}"):
+                        found.item_metadata = await tell(handler, operation, path)
                 return found
 
         settings = self._settings()
         check_supported(settings, saving=False)
 
         async def work() -> StepMetadata:
-            return await again_if_replaced(location, settings, lambda: read(settings))
+            try:
+                return await again_if_replaced(
+                    location, settings, lambda: read(settings)
+                )
+            except FileNotFoundError:
+                # The handler finds nothing of its kind; or there is nothing at all,
+                # which is raised again.
+                return await again_if_replaced(
+                    location, settings, lambda: read(settings, asks=False)
+                )
 
         return drive_in_time(work, settings, f"look at {location}")
 
@@ -276,7 +293,7 @@ class Checkpointer(AbstractCheckpointer):
                 checkpointables = {"": given}
         except Exception as error:  # noqa: BLE001 the others are about to wait for us
             failure = error
-        return self._staged(
+        return stage_composite(
             directory,
             checkpointables,
             settings,
@@ -293,16 +310,6 @@ class Checkpointer(AbstractCheckpointer):
             failure=failure,
         )
 
-    def _staged(self, *args: Any, **kwargs: Any) -> StagedSave:
-        """Begins a save; refusals propose what this API has."""
-        try:
-            return stage_composite(*args, **kwargs)
-        except CheckpointExistsError as error:
-            message = str(error)
-            for theirs, ours in _WORDS.items():
-                message = message.replace(theirs, ours)
-            raise type(error)(message) from error
-
 
 def construct_checkpoint_args(
     handler: Any, for_save: bool, *args: Any, **kwargs: Any
@@ -318,6 +325,7 @@ def construct_checkpoint_args(
     for each in (*args, *kwargs.values()):
         if isinstance(each, CheckpointArgs):
             check_verb(each, for_save=for_save)
+            check_kind(handler, each, for_save=for_save)
             return each
     cls = get_registered_args_cls(handler)[0 if for_save else 1]
     return cls(*args, **kwargs)

@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stowax._formats._orbax_json import JSON_TYPESTR, METRICS_TYPESTR
+from stowax._formats._orbax_json import JSON_TYPESTR, METRICS_TYPESTR, decode_json
+from stowax._handlers._file import read_file
 from stowax._handlers._json import JsonHandler
+from stowax._operation import Operation
 from stowax._operation_path import OperationPath
 from stowax.v0._checkpoint_args import CheckpointArgs, register_with_handler
 from stowax.v0._handler_types import register_handler_type
@@ -22,7 +24,8 @@ class JsonCheckpointHandler(OwnHandler):
     """Saves and restores a JSON value, as a file of its own.
 
     Args:
-        filename: Name of the file; None: `metadata`.
+        filename: Name of the file; None: `metadata`, and a restore takes the file of
+            the newer API, `data.json`, or one that is alone, too.
         multiprocessing_options: Those of the checkpointer count.
 
     Example:
@@ -44,7 +47,7 @@ class JsonCheckpointHandler(OwnHandler):
         *,
         multiprocessing_options: MultiprocessingOptions = _MULTIPROCESSING,
     ) -> None:
-        self._handler = JsonHandler(filename or _FILE)
+        self._handler = _NamedFile(filename) if filename else JsonHandler(_FILE)
 
     async def begin_save(self, directory: OperationPath, args: Any) -> Awaitable[None]:
         """See `OwnHandler`."""
@@ -83,6 +86,15 @@ class JsonCheckpointHandler(OwnHandler):
         """Reads the value of a directory; there is nothing to ask for."""
         del item
         return super().restore(directory, args=args)
+
+
+class _NamedFile(JsonHandler):
+    """The handler of a file whose name the user gave: another may be anything."""
+
+    async def _read(self, operation: Operation, location: str) -> Any:
+        names = (self._filename,)
+        path, data = await read_file(operation, location, names, or_alone=False)
+        return decode_json(data, path=path)
 
 
 # A checkpoint of the newer API names its own handlers.

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from stowax._leaves import _abstract
+from stowax.tree import PLACEHOLDER
 from stowax.v0._sharding_metadata import ShardingMetadata, describe_sharding
 
 _DTYPES = {bool: np.bool_, int: np.int64, float: np.float64, complex: np.complex128}
@@ -134,6 +135,20 @@ class StringMetadata(Metadata):
     """
 
 
+@dataclass
+class BytesMetadata(Metadata):
+    """Stored bytes; Orbax does not save such leaves.
+
+    Example:
+        >>> from stowax import v0 as ocp
+        >>> path = getfixture("tmp_path") / "checkpoint"
+        >>> with ocp.PyTreeCheckpointer() as checkpointer:
+        ...     checkpointer.save(path, {"raw": b"abc"})
+        ...     checkpointer.metadata(path).item_metadata["raw"].name
+        'raw'
+    """
+
+
 def leaf_metadata(stored: Any, name: str, directory: epath.Path | None) -> Any:
     """What is shown of a leaf.
 
@@ -144,7 +159,11 @@ def leaf_metadata(stored: Any, name: str, directory: epath.Path | None) -> Any:
     """
     if isinstance(stored, _abstract.CustomLeafMetadata):
         return leaf_metadata(stored.stored, name, directory)
-    if isinstance(stored, str | bytes):
+    if stored is PLACEHOLDER:
+        return PLACEHOLDER
+    if isinstance(stored, bytes):
+        return BytesMetadata(name=name, directory=directory)
+    if isinstance(stored, str):
         return StringMetadata(name=name, directory=directory)
     if isinstance(stored, _abstract.ArrayMetadata | _abstract.NumpyMetadata):
         sharding = getattr(stored, "sharding", None)

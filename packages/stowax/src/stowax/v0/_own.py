@@ -8,6 +8,7 @@ they take part in its operation; called alone, on a plain path, they do all of i
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from stowax._context import current_settings
@@ -16,9 +17,14 @@ from stowax._handlers._tree import finish_alone
 from stowax._operation import EngineTask
 from stowax._operation_path import OperationPath
 from stowax._runtime import drive
-from stowax.errors import CheckpointNotFoundError, InvalidLayoutError
+from stowax.errors import (
+    CheckpointNotFoundError,
+    InvalidArgumentError,
+    InvalidLayoutError,
+)
 from stowax.v0._checkpoint_args import get_registered_args_cls
 from stowax.v0._handler import DeferredPathAsyncCheckpointHandler
+from stowax.v0._words import in_its_words
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -43,6 +49,7 @@ class OwnHandler(DeferredPathAsyncCheckpointHandler):
         """What the item looks like; None if that cannot be told."""
         del directory
 
+    @in_its_words()
     def save(self, directory: Any, *args: Any, **kwargs: Any) -> None:
         """Writes an item into a directory as it is, without a draft."""
         given = _arguments(self, 0, args, kwargs)
@@ -56,9 +63,11 @@ class OwnHandler(DeferredPathAsyncCheckpointHandler):
         self, directory: Any, *args: Any, **kwargs: Any
     ) -> Sequence[Any] | None:
         """The same in the background; returns a future."""
-        given = _arguments(self, 0, args, kwargs)
-        return [(await self._begin_alone(directory, given)).future]
+        with in_its_words():
+            given = _arguments(self, 0, args, kwargs)
+            return [(await self._begin_alone(directory, given)).future]
 
+    @in_its_words()
     def restore(self, directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Reads the item of a directory."""
         given = _arguments(self, 1, args, kwargs)
@@ -71,6 +80,7 @@ class OwnHandler(DeferredPathAsyncCheckpointHandler):
 
         return drive_in_time(work, settings, f"restore from {directory}")
 
+    @in_its_words()
     def metadata(self, directory: Any) -> Any | None:
         """What the item of a directory looks like."""
         settings = current_settings()
@@ -126,6 +136,34 @@ def takes_part(handler: Any, *names: str) -> bool:
     return all(_is_ours(type(handler), name) for name in names)
 
 
+def check_kind(handler: Any, args: Any, *, for_save: bool) -> None:
+    """Refuses arguments that say nothing of what a handler of ours asks.
+
+    Those of another handler are taken as long as they do, as in Orbax.
+
+    Args:
+        handler: Any; what guests ask is their own affair.
+        args: An object of arguments.
+        for_save: Whether they are those of a save.
+
+    Raises:
+        InvalidArgumentError: Names the class that is needed.
+    """
+    names = ("save", "begin_save") if for_save else ("restore", "begin_restore")
+    if not takes_part(handler, *names):
+        return
+    ours = _our_class(handler)
+    expected = get_registered_args_cls(ours)[0 if for_save else 1]
+    said = {*dir(type(args)), *vars(args)}
+    missing = [each.name for each in fields(expected) if each.name not in said]
+    if missing:
+        raise InvalidArgumentError(
+            f"{type(handler).__qualname__} is given {type(args).__qualname__}, which "
+            f"has no {', '.join(missing)}; give "
+            f"`ocp.args.{expected.__qualname__.removesuffix('Args')}`"
+        )
+
+
 async def or_not_found(rest: Awaitable[Any]) -> Any:
     """Work of a restore, which has the error of this API where nothing is found."""
     try:
@@ -148,9 +186,13 @@ def _arguments(
     """
     given = kwargs.pop("args", None)
     if given is not None:
+        check_kind(handler, given, for_save=which == 0)
         return given
-    ours = next(cls for cls in type(handler).__mro__ if _is_of_package(cls))
-    return get_registered_args_cls(ours)[which](*args, **kwargs)
+    return get_registered_args_cls(_our_class(handler))[which](*args, **kwargs)
+
+
+def _our_class(handler: OwnHandler) -> type:
+    return next(cls for cls in type(handler).__mro__ if _is_of_package(cls))
 
 
 def _is_of_package(cls: type) -> bool:

@@ -12,7 +12,12 @@ from stowax._leaves._jax_array import is_key
 from stowax.errors import UnsupportedLeafError
 from stowax.tree import PLACEHOLDER
 from stowax.v0._arguments import ArrayRestoreArgs, RestoreArgs
-from stowax.v0._leaf_metadata import ArrayMetadata, ScalarMetadata, StringMetadata
+from stowax.v0._leaf_metadata import (
+    ArrayMetadata,
+    BytesMetadata,
+    ScalarMetadata,
+    StringMetadata,
+)
 from stowax.v0._sharding_metadata import ShardingMetadata
 from stowax.v0._tree_metadata import TreeMetadata
 
@@ -70,6 +75,8 @@ def construct_restore_args(
             return RestoreArgs(restore_type=type(PLACEHOLDER))
         if isinstance(value, str | StringMetadata):
             return RestoreArgs(restore_type=str)
+        if isinstance(value, BytesMetadata):
+            return RestoreArgs(restore_type=bytes)
         if isinstance(value, ScalarMetadata):
             return RestoreArgs(
                 restore_type=_python_type(value.dtype), dtype=value.dtype

@@ -284,6 +284,8 @@ def _ask(stored: Any, args: RestoreArgs, like: Any) -> _Asked:
     """
     if like is PLACEHOLDER or args.restore_type is type(PLACEHOLDER):
         return _Asked(PLACEHOLDER)
+    if stored is PLACEHOLDER and args.restore_type is None:
+        return _Asked(PLACEHOLDER)
     if stored is _ABSENT:
         # The load tells of it, together with all the others.
         return _Asked(like if _is_told(like) else np.ndarray)

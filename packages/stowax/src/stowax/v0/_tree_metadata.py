@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.tree_util as jtu
+import numpy as np
 from etils import epath
 
 from stowax._codecs._zarr import dtype_from_name
@@ -161,7 +162,10 @@ def shown_tree(item: TreeItem) -> Any:
 
 def _shown_leaf(form: LeafForm, name: str, directory: epath.Path) -> Any:
     shown = leaf_metadata(metadata_leaf(form, LoadSettings()), name, directory)
-    if isinstance(shown, ScalarMetadata) and form.dtype is not None:
+    if isinstance(shown, ScalarMetadata):
+        if form.dtype is None:
+            # An integer beyond 64 bits, which is to NumPy an object of Python.
+            return replace(shown, dtype=np.dtype(object))
         return replace(shown, dtype=dtype_from_name(form.dtype))
     if isinstance(shown, ArrayMetadata) and form.sharding is not None:
         # Also where this run lacks the devices: it is told, and cannot be had.

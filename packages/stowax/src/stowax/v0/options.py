@@ -39,7 +39,9 @@ class AsyncOptions:
     post_finalization_callback: Callable[[], None] | None = None
     """Called when the checkpoint is published, in the primary process.
 
-    In Orbax a moment earlier, when it cannot be loaded yet.
+    In Orbax a moment earlier, when it cannot be loaded yet. What it raises is
+    logged, for the checkpoint is there all the same; in Orbax `wait_until_finished`
+    raises it.
     """
 
     create_directories_asynchronously: bool = True

@@ -17,6 +17,12 @@ from stowax.v0._flat import is_dict_key as is_dict_key
 from stowax.v0._flat import is_empty_node as is_empty_node
 from stowax.v0._flat import is_empty_or_leaf as is_empty_or_leaf
 from stowax.v0._flat import is_sequence_key as is_sequence_key
+from stowax.v0._step_names import any_checkpoint_step as any_checkpoint_step
+from stowax.v0._step_names import checkpoint_steps as checkpoint_steps
+from stowax.v0._step_names import checkpoint_steps_paths as checkpoint_steps_paths
+from stowax.v0._step_names import (
+    step_from_checkpoint_name as step_from_checkpoint_name,
+)
 from stowax.v0.multihost import is_pathways_backend as is_pathways_backend
 from stowax.v0.multihost import is_primary_host as is_primary_host
 from stowax.v0.multihost import reached_preemption as reached_preemption
@@ -30,6 +36,9 @@ from stowax.v0.tree import to_shape_dtype_struct as to_shape_dtype_struct
 
 __all__ = [
     "TMP_DIR_SUFFIX",
+    "any_checkpoint_step",
+    "checkpoint_steps",
+    "checkpoint_steps_paths",
     "deserialize_tree",
     "from_flat_dict",
     "get_key_name",
@@ -46,6 +55,7 @@ __all__ = [
     "reached_preemption",
     "record_saved_duration",
     "serialize_tree",
+    "step_from_checkpoint_name",
     "sync_global_devices",
     "sync_global_processes",
     "to_flat_dict",

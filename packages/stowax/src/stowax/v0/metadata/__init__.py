@@ -16,6 +16,7 @@ from stowax.v0._step_metadata import get_step_metadata as get_step_metadata
 from stowax.v0._tree_metadata import TreeMetadata as TreeMetadata
 from stowax.v0.metadata import value as value
 from stowax.v0.metadata.value import ArrayMetadata as ArrayMetadata
+from stowax.v0.metadata.value import BytesMetadata as BytesMetadata
 from stowax.v0.metadata.value import Metadata as Metadata
 from stowax.v0.metadata.value import ScalarMetadata as ScalarMetadata
 from stowax.v0.metadata.value import StorageMetadata as StorageMetadata
@@ -23,6 +24,7 @@ from stowax.v0.metadata.value import StringMetadata as StringMetadata
 
 __all__ = [
     "ArrayMetadata",
+    "BytesMetadata",
     "Metadata",
     "MetadataStore",
     "NamedShardingMetadata",
