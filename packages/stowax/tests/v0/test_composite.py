@@ -174,8 +174,8 @@ def test_none_for_an_item(tmp_path):
         checkpointer.save(tmp_path / "c", Composite(config=None))
     checkpointer.save(tmp_path / "c", both())
 
-    restored = checkpointer.restore(tmp_path / "c", Composite(config=None))
-    assert restored["config"] == {"depth": 3}
+    restored = checkpointer.restore(tmp_path / "c", Composite(state=None, config=None))
+    assert dict(restored.items()) == {"state": {"x": 1}, "config": {"depth": 3}}
     with pytest.raises(HandlerNotFoundError, match="'config'"):
         checkpointer_of().restore(tmp_path / "c", Composite(config=None))
 
