@@ -170,9 +170,9 @@ def test_entries_of_a_registry():
 def test_none_for_an_item(tmp_path):
     """None stands for the arguments of a restore where the handler is known."""
     checkpointer = checkpointer_of()
-    with pytest.raises(ValueError, match="'config' is given None"):
-        checkpointer.save(tmp_path / "c", Composite(config=None))
     checkpointer.save(tmp_path / "c", both())
+    with pytest.raises(ValueError, match="'state' is given None; give what is to be"):
+        checkpointer.save(tmp_path / "d", Composite(state=None))
 
     restored = checkpointer.restore(tmp_path / "c", Composite(state=None, config=None))
     assert dict(restored.items()) == {"state": {"x": 1}, "config": {"depth": 3}}
